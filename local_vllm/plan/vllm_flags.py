@@ -1,0 +1,75 @@
+"""What vLLM must be told for a placement: flags for `vllm serve` and variables for its process.
+
+The flags a user writes in `vllm_serve_kwargs` are turned into a command line here too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from local_vllm.plan.placement import Placement
+
+FlagValue = bool | int | float | str | list[object] | dict[str, object] | None
+
+
+def placement_flags(placement: Placement) -> dict[str, FlagValue]:
+    """The parallel sizes, and where rank 0 lives, by vLLM's own names.
+
+    vLLM guesses `data_parallel_address` from the route to the internet; Ray may know the node by another. With one
+    rank it ignores the flag, and placement_env says the same.
+    """
+    topology = placement.topology
+    flags: dict[str, FlagValue] = {
+        "data_parallel_size": topology.data_parallel_size,
+        "tensor_parallel_size": topology.tensor_parallel_size,
+        "pipeline_parallel_size": topology.pipeline_parallel_size,
+    }
+    if topology.prefill_context_parallel_size > 1:
+        flags["prefill_context_parallel_size"] = topology.prefill_context_parallel_size
+    if placement.data_parallel_size_local is not None:
+        flags["data_parallel_size_local"] = placement.data_parallel_size_local
+    if topology.data_parallel_size > 1:
+        flags["data_parallel_address"] = placement.master_address
+    return flags
+
+
+def placement_env(placement: Placement) -> dict[str, str]:
+    """Variables of the `vllm serve` process.
+
+    With one data-parallel rank vLLM ignores `data_parallel_address` and reads VLLM_DP_MASTER_IP. VLLM_HOST_IP is the
+    only one that vLLM does not copy to its workers on other nodes.
+    """
+    return {
+        "VLLM_RAY_DP_PACK_STRATEGY": str(placement.topology.strategy),
+        "VLLM_RAY_DP_PLACEMENT_NODE_IPS": ",".join(placement.allowed_addresses),
+        "VLLM_DP_MASTER_IP": placement.master_address,
+        "VLLM_HOST_IP": placement.master_address,
+    }
+
+
+def flags_to_argv(flags: Mapping[str, object]) -> list[str]:
+    """A mapping of flags as a command line: True is the bare flag, False its `--no-` form, None is left out.
+
+    A list follows its flag item by item, a mapping is written as JSON.
+    """
+    argv: list[str] = []
+    for name, value in flags.items():
+        argv += _flag(name.replace("_", "-"), value)
+    return argv
+
+
+def _flag(name: str, value: object) -> list[str]:
+    match value:
+        case None:
+            return []
+        case bool():
+            return [f"--{name}" if value else f"--no-{name}"]
+        case list() | tuple():
+            return [f"--{name}", *map(_text, value)]
+        case _:
+            return [f"--{name}", _text(value)]
+
+
+def _text(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)
