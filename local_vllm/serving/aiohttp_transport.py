@@ -1,0 +1,123 @@
+"""The default transport: one pooled aiohttp session for a replica.
+
+It moves bytes; endpoints, keys and the meaning of a failure are left to `client`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import lru_cache
+
+import aiohttp
+from yarl import URL
+
+from local_vllm.serving.client import ConnectionBroken, EngineAnswer, EngineStream, NoConnection, Timeouts
+
+# vLLM's server drops a connection that was idle for 5 s; ours are given up before that.
+KEEP_ALIVE_S = 3.0
+# A connection that was dropped while idle shows it at once; later than this, the engine was at work on it.
+STALE_WITHIN_S = 1.0
+MAX_CONNECTIONS = 16_384
+
+
+class AiohttpTransport:
+    """Opens its session at the first call, in the event loop of that call."""
+
+    def __init__(self, max_connections: int = MAX_CONNECTIONS) -> None:
+        self._max_connections = max_connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+    ) -> EngineAnswer:
+        begun = time.monotonic()
+        try:
+            return await self._post_once(url, body, headers, timeouts)
+        except ConnectionBroken:
+            if time.monotonic() - begun > STALE_WITHIN_S:
+                raise
+        return await self._post_once(url, body, headers, timeouts)
+
+    async def _post_once(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+    ) -> EngineAnswer:
+        limits = _whole(timeouts)
+        try:
+            async with self._open().post(_parsed(url), data=body, headers=headers, timeout=limits) as answer:
+                return EngineAnswer(answer.status, _content_type(answer), await answer.read())
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error) from error
+
+    @asynccontextmanager
+    async def stream(
+        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+    ) -> AsyncIterator[EngineStream]:
+        limits = _in_pieces(timeouts)
+        try:
+            async with self._open().post(_parsed(url), data=body, headers=headers, timeout=limits) as answer:
+                yield EngineStream(answer.status, _content_type(answer), _pieces(answer))
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error) from error
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._new_session()
+        return self._session
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        """Proxies of the environment are for the world outside, not for the cluster: trust_env is off."""
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+            trust_env=False,
+            read_bufsize=1 << 20,
+        )
+
+
+async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for piece in answer.content.iter_any():
+            yield piece
+    except (aiohttp.ClientError, OSError) as error:
+        raise _translated(error) from error
+
+
+def _content_type(answer: aiohttp.ClientResponse) -> str:
+    return answer.headers.get("Content-Type", "application/octet-stream")
+
+
+@lru_cache(maxsize=1024)
+def _parsed(url: str) -> URL:
+    return URL(url)
+
+
+@lru_cache(maxsize=16)
+def _whole(timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=timeouts.total_s, sock_connect=timeouts.connect_s)
+
+
+@lru_cache(maxsize=16)
+def _in_pieces(timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(
+        total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.idle_s
+    )
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return NoConnection("it did not accept a connection in time.")
+    if isinstance(error, asyncio.TimeoutError):
+        return TimeoutError()
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return NoConnection(f"{error.strerror or error}.")
+    return ConnectionBroken(str(error) or type(error).__name__)

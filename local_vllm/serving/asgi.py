@@ -1,0 +1,231 @@
+"""The ASGI frame around every application here: routes, bodies, errors, and clients that go away.
+
+What a route answers is left to the applications. Nothing here knows of Ray: the same frame runs under uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from local_vllm.errors import LocalVLLMError, RequestError
+from local_vllm.serving.replies import Reply, StreamReply, failure_reply, logger
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# Whoever gets an answer this fast cannot be said to have gone away meanwhile; it spares most short calls a task.
+WATCH_AFTER_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may cost before anybody looks at it."""
+
+    max_body_bytes: int = 64 << 20
+    body_timeout_s: float = 60.0
+
+
+class ClientGone(Exception):
+    """The client closed its connection: there is nobody to answer."""
+
+
+class Request:
+    """One HTTP request, and the watch over the client that sent it.
+
+    From the moment its body is there, the task that answers it is cancelled when the client goes away.
+    """
+
+    __slots__ = ("scope", "limits", "headers", "client_gone", "_receive", "_timer", "_watch", "_task")
+
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits) -> None:
+        self.scope = scope
+        self.limits = limits
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.client_gone = False
+        self._receive = receive
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    async def json_body(self) -> bytes:
+        """The bytes of a body that says it is JSON. Raises RequestError (408, 413, 415) and ClientGone."""
+        self._check_headers()
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest_of_body(body)
+        if len(body) > self.limits.max_body_bytes:
+            raise self._too_large()
+        self._begin_to_watch()
+        return body
+
+    def _check_headers(self) -> None:
+        kind = self.headers.get(b"content-type")
+        if kind is not None and kind != b"application/json":
+            _check_content_type(kind)
+        length = self.headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > self.limits.max_body_bytes:
+            raise self._too_large()
+
+    async def _rest_of_body(self, first: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(self.limits.body_timeout_s):
+                return await self._read_on(bytearray(first))
+        except TimeoutError:
+            message = f"The body did not arrive within {self.limits.body_timeout_s:g} s."
+            raise RequestError(message, status=408, code="request_timeout") from None
+
+    async def _read_on(self, body: bytearray) -> bytes:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.limits.max_body_bytes:
+                raise self._too_large()
+        return bytes(body)
+
+    def _too_large(self) -> RequestError:
+        message = f"The body is larger than {self.limits.max_body_bytes} bytes."
+        return RequestError(message, status=413, code="request_too_large")
+
+    def _begin_to_watch(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch_client)
+
+    def _watch_client(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._task is not None:
+            self.client_gone = True
+            self._task.cancel()
+
+    def stop_watching(self) -> None:
+        """Called before the last byte is sent: a server says `disconnect` after that too."""
+        self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+Answer = Reply | StreamReply
+Handler = Callable[[Request], Awaitable[Answer]]
+Routes = Mapping[str, Mapping[str, Handler]]
+
+
+async def answer_http(routes: Routes, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers one HTTP request from `routes` (path below the root path -> method -> handler)."""
+    request = Request(scope, receive, limits)
+    try:
+        answer = await _answer(routes, request)
+        if isinstance(answer, Reply):
+            request.stop_watching()
+            await _send_whole(answer, send)
+        else:
+            await _send_stream(answer, request, send)
+    except ClientGone:
+        return
+    except asyncio.CancelledError:
+        if not request.client_gone:
+            raise
+        asyncio.current_task().uncancel()  # type: ignore[union-attr]
+    finally:
+        request.stop_watching()
+
+
+async def _answer(routes: Routes, request: Request) -> Answer:
+    try:
+        return await _find(routes, request)(request)
+    except ClientGone:
+        raise
+    except Exception as error:
+        return failure_reply(error)
+
+
+def _find(routes: Routes, request: Request) -> Handler:
+    path = path_below_root(request.scope)
+    methods = routes.get(path)
+    if methods is None:
+        raise RequestError(f"Nothing is at {path}.", status=404, code="not_found")
+    method = request.scope["method"]
+    handler = methods.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        allowed = ", ".join(methods)
+        raise RequestError(
+            f"{path} does not take {method}; use {allowed}.", status=405, code="method_not_allowed"
+        )
+    return handler
+
+
+def path_below_root(scope: Scope) -> str:
+    """The path relative to where the application is mounted, whether the server left the mount in it or not."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root):
+        below = path[len(root) :]
+        if below[:1] in ("", "/"):
+            return below or "/"
+    return path
+
+
+async def _send_whole(reply: Reply, send: Send) -> None:
+    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+async def _send_stream(reply: StreamReply, request: Request, send: Send) -> None:
+    async with reply.resources:
+        await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers]})
+        try:
+            async for chunk in reply.chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except LocalVLLMError as error:
+            event = b"data: " + failure_reply(error).body + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+    request.stop_watching()
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def answer_lifespan(
+    start: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]], receive: Receive, send: Send
+) -> None:
+    """Runs `start` when the server comes up and `close` when it goes down."""
+    await receive()
+    try:
+        await start()
+    except Exception as error:
+        logger.error("The application could not start", exc_info=error)
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await close()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def refuse_websocket(receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.close", "code": 1000, "reason": "There are no websockets here."})
+
+
+def _check_content_type(kind: bytes) -> None:
+    essence = kind.split(b";", 1)[0].strip().lower()
+    if essence != b"application/json" and not (
+        essence.startswith(b"application/") and essence.endswith(b"+json")
+    ):
+        shown = kind.decode("latin-1")[:100]
+        message = f"The body has to be application/json, and says it is {shown}."
+        raise RequestError(message, status=415, code="unsupported_media_type")

@@ -1,0 +1,74 @@
+"""Where the engines of a model server are: an endpoint, and the sources that say which are there right now.
+
+How an engine of ours is asked is left to `engine_endpoints`; which endpoint a request takes, to `sessions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One engine: `base_url` ends in /v1, `model` is the name it serves, `ranks` its data-parallel size."""
+
+    base_url: str
+    api_key: str
+    model: str
+    ranks: int = 1
+
+    @property
+    def root_url(self) -> str:
+        """The engine's address without /v1, where `/tokenize` and its like are."""
+        return self.base_url.removesuffix("/v1")
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.base_url!r}, model={self.model!r}, ranks={self.ranks})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """At least one engine answers; new sessions may go to any of `endpoints`."""
+
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotReady:
+    """No engine answers. `state` is a word for programs (`starting`, `restarting`, `failed`), `message` one
+    sentence for people, and `retry_after_s` is None when waiting will not help.
+    """
+
+    state: str
+    message: str
+    retry_after_s: int | None = 5
+
+
+class EndpointSource(Protocol):
+    """Says which engines are there. `current` is asked for every request: no I/O, no waiting."""
+
+    def current(self) -> Ready | NotReady: ...
+
+    async def start(self) -> None:
+        """Begin whatever keeps `current` up to date."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
+class FixedEndpoints:
+    """Engines that somebody else runs, at addresses that the configuration gives."""
+
+    def __init__(self, urls: Sequence[str], api_key: str, model: str) -> None:
+        self._state = Ready(tuple(Endpoint(url.rstrip("/"), api_key, model) for url in urls))
+
+    def current(self) -> Ready | NotReady:
+        return self._state
+
+    async def start(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,194 @@
+"""One model server: the Responses API and Chat Completions in front of the engines of one endpoint source.
+
+What the bodies mean is left to the converter, where engines come from to the source, and HTTP to `asgi`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import msgspec
+
+from local_vllm.errors import RequestError
+from local_vllm.protocol.converter import ChatCall, Converter
+from local_vllm.serving.asgi import (
+    Answer,
+    Limits,
+    Receive,
+    Request,
+    Routes,
+    Scope,
+    Send,
+    answer_http,
+    answer_lifespan,
+    refuse_websocket,
+)
+from local_vllm.serving.client import EngineClient
+from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
+from local_vllm.serving.replies import JSON, Reply, StreamReply, not_ready_reply
+from local_vllm.serving.sessions import Destination, Sessions
+
+CHAT = "/chat/completions"
+# Keys that stand in every example and open nothing; any other is a secret.
+OPEN_KEYS = ("", "dummy", "EMPTY")
+REDACTED = "***"
+
+
+class ModelServer:
+    """An ASGI application. `model` is the name that clients see; the engines' own is in their endpoints."""
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        source: EndpointSource,
+        converter: Converter,
+        client: EngineClient,
+        *,
+        sessions: Sessions,
+        limits: Limits = Limits(),
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.created = int(time.time())
+        self._source = source
+        self._converter = converter
+        self._client = client
+        self._sessions = sessions
+        self._limits = limits
+        self._routes = self._route_table()
+
+    def _route_table(self) -> Routes:
+        return {
+            "/v1/responses": {"POST": self._post_responses},
+            "/v1/chat/completions": {"POST": self._post_chat_completions},
+            "/v1/models": {"GET": self._get_models},
+            "/health": {"GET": self._get_health},
+            "/get_inner_vllm_config": {"GET": self._get_inner_vllm_config},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await answer_http(self._routes, self._limits, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await answer_lifespan(self.start, self.close, receive, send)
+        else:
+            await refuse_websocket(receive, send)
+
+    async def start(self) -> None:
+        await self._source.start()
+
+    async def close(self) -> None:
+        """Ends the background work of the source, and the client's connections."""
+        await self._source.close()
+        await self._client.close()
+
+    def state(self) -> Ready | NotReady:
+        return self._source.current()
+
+    async def responses(self, request: Request, body: bytes) -> Answer:
+        """Answers a Responses request, whichever application its body was read by."""
+        state = self._source.current()
+        if isinstance(state, NotReady):
+            return not_ready_reply(self.name, state)
+        call = self._converter.to_chat(body, state.endpoints[0].model)
+        if call.stream:
+            raise _no_streaming_yet()
+        to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
+        return await self._respond(call, to)
+
+    async def _respond(self, call: ChatCall, to: Destination) -> Answer:
+        answer = await self._client.post(to.endpoint, CHAT, call.body, rank=to.rank)
+        if answer.status != 200:
+            return self._failed(call, answer.status, answer.body, to)
+        return Reply(200, self._converter.to_response(call, answer.body), JSON + to.headers)
+
+    async def chat_completions(self, request: Request, body: bytes) -> Answer:
+        """Answers a Chat Completions request with the engine's own bytes, streamed or whole."""
+        state = self._source.current()
+        if isinstance(state, NotReady):
+            return not_ready_reply(self.name, state)
+        call = self._converter.chat_passthrough(body, state.endpoints[0].model)
+        to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
+        if call.stream:
+            return await self._pass_stream_on(call, to, CHAT)
+        return await self._pass_on(call, to, CHAT)
+
+    async def _pass_on(self, call: ChatCall, to: Destination, path: str) -> Answer:
+        answer = await self._client.post(to.endpoint, path, call.body, rank=to.rank)
+        if answer.status != 200:
+            return self._failed(call, answer.status, answer.body, to)
+        return Reply(200, answer.body, _content_type(answer.content_type) + to.headers)
+
+    async def _pass_stream_on(self, call: ChatCall, to: Destination, path: str) -> Answer:
+        async with AsyncExitStack() as stack:
+            stream = self._client.stream(to.endpoint, path, call.body, rank=to.rank)
+            answer = await stack.enter_async_context(stream)
+            if answer.status != 200:
+                body = b"".join([chunk async for chunk in answer.chunks])
+                return self._failed(call, answer.status, body, to)
+            headers = _content_type(answer.content_type) + to.headers
+            return StreamReply(answer.chunks, stack.pop_all(), headers)
+
+    def _failed(self, call: ChatCall, status: int, body: bytes, to: Destination) -> Reply:
+        failure = self._converter.from_failure(call, status, body)
+        return Reply(failure.status, failure.body, JSON + to.headers)
+
+    async def _post_responses(self, request: Request) -> Answer:
+        return await self.responses(request, await request.json_body())
+
+    async def _post_chat_completions(self, request: Request) -> Answer:
+        return await self.chat_completions(request, await request.json_body())
+
+    async def _get_models(self, request: Request) -> Answer:
+        return models_reply([self])
+
+    async def _get_health(self, request: Request) -> Answer:
+        """200 once requests are answered; the body says in one word what it is instead."""
+        state = self._source.current()
+        if isinstance(state, Ready):
+            return Reply(200, msgspec.json.encode({"status": "ready", "server": self.name}))
+        return not_ready_reply(self.name, state)
+
+    async def _get_inner_vllm_config(self, request: Request) -> Answer:
+        """The engines' addresses for those who talk to them directly; a key that is a secret is not shown."""
+        state = self._source.current()
+        if isinstance(state, NotReady):
+            return not_ready_reply(self.name, state)
+        return Reply(200, msgspec.json.encode(_inner_config(state.endpoints)))
+
+
+def models_reply(servers: Sequence[ModelServer]) -> Reply:
+    """One entry for each server that answers requests, in the order given."""
+    entries = [_model_entry(server) for server in servers if isinstance(server.state(), Ready)]
+    return Reply(200, msgspec.json.encode({"object": "list", "data": entries}))
+
+
+def _model_entry(server: ModelServer) -> dict[str, object]:
+    return {
+        "id": server.model,
+        "object": "model",
+        "created": server.created,
+        "owned_by": "local_vllm",
+        "server": server.name,
+    }
+
+
+def _inner_config(endpoints: tuple[Endpoint, ...]) -> dict[str, object]:
+    key = endpoints[0].api_key
+    return {
+        "base_url": [endpoint.base_url for endpoint in endpoints],
+        "api_key": key if key in OPEN_KEYS else REDACTED,
+        "model": endpoints[0].model,
+    }
+
+
+def _content_type(value: str) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"content-type", value.encode("latin-1")),)
+
+
+def _no_streaming_yet() -> RequestError:
+    message = "Streaming of responses is not there yet: send stream=false, or stream /v1/chat/completions."
+    return RequestError(message, param="stream", code="unsupported_value")

@@ -1,0 +1,84 @@
+"""What goes back to a client: ready bytes or a stream of them, and the one table from failures to HTTP.
+
+Sending them is left to `asgi`; the shape of OpenAI's objects to the protocol.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from local_vllm.errors import EngineUnavailable, LocalVLLMError, RequestError, UpstreamError
+from local_vllm.serving.endpoints import NotReady
+
+logger = logging.getLogger(__name__)
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+JSON: Headers = ((b"content-type", b"application/json"),)
+# The openai client retries a 503 by itself unless it is told not to.
+DO_NOT_RETRY: Headers = ((b"x-should-retry", b"false"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer."""
+
+    status: int
+    body: bytes
+    headers: Headers = JSON
+
+    def with_headers(self, headers: Headers) -> Reply:
+        return replace(self, headers=self.headers + headers) if headers else self
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReply:
+    """Server-sent events, passed on as they come. Whoever sends them closes `resources` afterwards."""
+
+    chunks: AsyncIterator[bytes]
+    resources: AbstractAsyncContextManager[object]
+    headers: Headers
+    status: int = 200
+
+
+def error_body(
+    message: str, *, type: str, param: str | None = None, code: str | None = None
+) -> bytes:
+    error = {"message": message, "type": type, "param": param, "code": code}
+    return msgspec.json.encode({"error": error})
+
+
+def failure_reply(error: Exception) -> Reply:
+    """The table. What is not a LocalVLLMError is our fault: it is logged whole, and answered without detail."""
+    match error:
+        case RequestError():
+            body = error_body(str(error), type=error.type, param=error.param, code=error.code)
+            return Reply(error.status, body)
+        case EngineUnavailable():
+            return _unavailable(str(error), "engine_unavailable", error.retry_after_s)
+        case UpstreamError():
+            kind = "server_error" if error.status >= 500 else "invalid_request_error"
+            return Reply(error.status, error_body(str(error), type=kind, code=error.code))
+        case LocalVLLMError():
+            logger.error("%s", error)
+            return Reply(500, error_body(str(error), type="server_error", code="internal_error"))
+    logger.error("Unexpected failure while answering a request", exc_info=error)
+    return Reply(500, error_body("Internal error; the server's log has it.", type="server_error", code="internal_error"))
+
+
+def not_ready_reply(server: str, state: NotReady) -> Reply:
+    """503 for a server whose engine cannot answer now, with the code `engine_<state>`."""
+    message = state.message if server in state.message else f"{server}: {state.message}"
+    return _unavailable(message, f"engine_{state.state}", state.retry_after_s)
+
+
+def _unavailable(message: str, code: str, retry_after_s: int | None) -> Reply:
+    body = error_body(message, type="service_unavailable_error", code=code)
+    if retry_after_s is None:
+        return Reply(503, body, JSON + DO_NOT_RETRY)
+    return Reply(503, body, JSON + ((b"retry-after", b"%d" % retry_after_s),))
