@@ -1,0 +1,366 @@
+"""From the words of a command line to a RunConfig: config files, then env.yaml, then overrides, one tree, checked.
+
+The only module that knows Hydra and OmegaConf. What a key means is schema.py's, and what is wrong with it validate.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from local_vllm.config import lookup
+from local_vllm.config.names import (
+    POLICY_MODEL,
+    canonical_path,
+    canonical_tree,
+    full_path,
+    interpolations,
+    is_server,
+    meant_by,
+    unknown_name,
+)
+from local_vllm.config.nearest import did_you_mean, nearest
+from local_vllm.config.notices import merge_notices, spelling_notices
+from local_vllm.config.schema import GLOBAL_KEYS, MODELS, GlobalSettings, RunConfig
+from local_vllm.config.validate import REQUIRED, check_globals, check_loops, check_servers, resolve_references
+from local_vllm.config.words import comma_separated, grammar_hint, one_line
+from local_vllm.errors import ConfigError, Problem
+
+QUICKSTART = "quickstart.yaml"
+GENERIC = "local_vllm_model.yaml"
+ENV_FILE = "env.yaml"
+COMMAND_LINE = "command line"
+_RESOLVER_FAILED = "KeyError raised while resolving interpolation: "
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One word of the command line, understood."""
+
+    word: str
+    path: tuple[str, ...]
+    value: Any = None
+    delete: bool = False
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What has come up so far. `incomplete` is set when a file could not be read: what is absent may stand there."""
+
+    problems: list[Problem] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+    notices: list[str] = field(default_factory=list)
+    incomplete: bool = False
+
+    def add(self, path: str, message: str) -> None:
+        self.problems.append(Problem(path, message))
+
+    def add_absent(self, path: str, message: str) -> None:
+        """A problem that a file which could not be read may well solve."""
+        self.absent.add(path)
+        self.add(path, message)
+
+    def sure(self) -> list[Problem]:
+        """The problems that are there whatever the unread files say."""
+        if not self.incomplete:
+            return self.problems
+        return [p for p in self.problems if p.path not in self.absent and not p.message.startswith(REQUIRED)]
+
+
+def load_run_config(argv: Sequence[str], *, cwd: Path) -> RunConfig:
+    """The configuration that `argv` asks for, with files looked up from `cwd`.
+
+    Raises ConfigError with every problem found. Needs no weights, no network and no Ray.
+    """
+    findings = _Findings()
+    overrides = _parse(argv, findings)
+    env_file, env = _read_env_file(cwd, findings)
+    names, variables = _config_files(overrides, env, findings)
+    files: dict[Path, dict[str, Any]] = {}
+    _gather(names, "config_paths", (cwd,), (), files, findings)
+    sources = files | ({env_file: env} if env_file else {})
+    labelled = {_label(file, cwd): tree for file, tree in sources.items()}
+    findings.notices += [*merge_notices(labelled), *spelling_notices(labelled)]
+    tree = _merged([variables, *sources.values()])
+    tree = _overridden(tree, overrides, findings)
+    return _checked(tree, names, tuple(sources), findings)
+
+
+def _checked(tree: DictConfig, names: Sequence[str], files: tuple[Path, ...], findings: _Findings) -> RunConfig:
+    resolved = _resolved(tree, findings)
+    settings = check_globals({**resolved, "config_paths": names}, findings.problems)
+    servers = check_servers(resolved, findings.problems)
+    if not findings.incomplete:
+        servers = resolve_references(servers, resolved, findings.problems)
+    if settings:
+        check_loops(servers, settings, findings.problems)
+    problems = findings.sure()
+    if problems or settings is None:
+        raise ConfigError(problems)
+    return RunConfig(settings, servers, tuple(findings.notices), files)
+
+
+# The command line
+
+
+def _parse(argv: Sequence[str], findings: _Findings) -> list[Override]:
+    parser = OverridesParser.create()
+    overrides = []
+    for word in argv:
+        try:
+            overrides.append(_override(parser, word))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            findings.add(COMMAND_LINE, f"`{word}` cannot be read ({reason}){grammar_hint(word)}")
+    return overrides
+
+
+def _override(parser: OverridesParser, word: str) -> Override:
+    parsed = parser.parse_override(one_line(word))
+    if parsed.package is not None:
+        raise ValueError("`@` chooses a package of a Hydra config group, and there are none here")
+    path = tuple(parsed.key_or_group.split("."))
+    if parsed.is_delete():
+        return Override(word, path, delete=True)
+    value = comma_separated(word) if parsed.is_sweep_override() else parsed.value()
+    if value is None and parsed.is_sweep_override():
+        raise ValueError("several values are no list: write [a,b]")
+    OmegaConf.create({"value": value})  # fails on a malformed ${...}
+    return Override(word, path, value)
+
+
+# Files
+
+
+def _config_files(
+    overrides: list[Override], env: Mapping[str, Any], findings: _Findings
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The config files to read, and the variables that go with that choice."""
+    given = {override.path[0]: override.value for override in overrides if len(override.path) == 1}
+    model = given.get("model")
+    if "config_paths" in given or "config_paths" in env:
+        if model is not None:
+            findings.add("model", "chooses a shipped config, and so does config_paths: give one of the two")
+        return _names(given.get("config_paths", env.get("config_paths")), "config_paths", findings), {}
+    if model is None:
+        return (QUICKSTART,), {}
+    return _files_of_model(str(model), findings)
+
+
+def _files_of_model(model: str, findings: _Findings) -> tuple[tuple[str, ...], dict[str, Any]]:
+    if f"{model}.yaml" in lookup.shipped_names():
+        return (f"{model}.yaml",), {}
+    matches = [name for name in lookup.shipped_names() if _serves(name, model)]
+    if not matches:
+        findings.notices.append(f"no config is shipped for {model}: the generic {GENERIC} serves it")
+        return (GENERIC,), {"policy_model_name": model}
+    chosen = next((name for name in matches if "medium" in name), matches[0])
+    if len(matches) > 1:
+        listed = ", ".join(f"+model={name.removesuffix('.yaml')}" for name in matches)
+        findings.notices.append(f"{model} is served by {chosen}; shipped are {listed}")
+    return (chosen,), {}
+
+
+def _serves(name: str, model: str) -> bool:
+    tree = _load(lookup.shipped_configs() / name)
+    return any(
+        isinstance(settings, Mapping) and settings.get("model") == model
+        for server in tree.values()
+        if is_server(server)
+        for settings in (server.get(MODELS) or {}).values()
+    )
+
+
+def _names(value: Any, path: str, findings: _Findings) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        findings.add(path, f"must be a list of files, such as [a.yaml,b.yaml], not {value!r}")
+        findings.incomplete = True
+        return ()
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _gather(
+    names: Sequence[str],
+    path: str,
+    folders: tuple[Path, ...],
+    trail: tuple[Path, ...],
+    found: dict[Path, dict[str, Any]],
+    findings: _Findings,
+) -> None:
+    """Reads the files into `found`, each after the ones that it names itself; a file named twice counts once."""
+    for name in names:
+        try:
+            file = lookup.find_file(name, folders)
+            if file in trail:
+                circle = " -> ".join(step.name for step in (*trail[trail.index(file) :], file))
+                findings.add(path, f"the files name each other in a circle: {circle}")
+                continue
+            if file in found:
+                continue
+            tree = _load(file)
+        except (lookup.FileNotFound, ConfigError) as error:
+            findings.incomplete = True
+            findings.problems += error.problems if isinstance(error, ConfigError) else [Problem(path, str(error))]
+            continue
+        nested = f"{file}: config_paths"
+        inner = _names(tree.pop("config_paths", []), nested, findings)
+        _gather(inner, nested, (file.parent, *folders[-1:]), (*trail, file), found, findings)
+        found[file] = tree
+
+
+def _read_env_file(cwd: Path, findings: _Findings) -> tuple[Path | None, dict[str, Any]]:
+    folders = [folder for folder in (cwd, lookup.repository()) if folder]
+    file = next((folder / ENV_FILE for folder in folders if (folder / ENV_FILE).is_file()), None)
+    if file is None:
+        return None, {}
+    try:
+        return file, _load(file)
+    except ConfigError as error:
+        findings.incomplete = True
+        findings.problems += error.problems
+        return None, {}
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """One YAML file in canonical spelling. Raises ConfigError with the file, and line and column where it has them."""
+    try:
+        content = OmegaConf.load(file)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+        raise ConfigError([Problem(where, f"is not YAML: {error.problem or error.context}")]) from error
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(_where(file, error), str(error).splitlines()[0])]) from error
+    tree = OmegaConf.to_container(content, resolve=False)
+    if not isinstance(tree, dict):
+        raise ConfigError([Problem(str(file), "must be a mapping of servers and variables, not a list")])
+    return canonical_tree({str(key): value for key, value in tree.items()})
+
+
+def _where(file: Path, error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    return f"{file}: {key}" if key else str(file)
+
+
+def _label(file: Path, cwd: Path) -> str:
+    for root in (cwd.resolve(), lookup.shipped_configs()):
+        if file.is_relative_to(root):
+            return file.relative_to(root).as_posix()
+    return str(file)
+
+
+# One tree
+
+
+def _merged(trees: Iterable[Mapping[str, Any]]) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge({}, *trees))
+
+
+def _overridden(tree: DictConfig, overrides: Iterable[Override], findings: _Findings) -> DictConfig:
+    for override in overrides:
+        plain = _plain(tree)
+        path = canonical_path(full_path((meant_by(override.path[0], plain), *override.path[1:])))
+        if message := unknown_name(path, plain):
+            findings.add_absent(".".join(override.path), message)
+        elif override.delete:
+            _delete(path, tree, findings)
+        else:
+            tree = _merged([tree, canonical_tree(_nested(path, override.value))])
+    return tree
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def _delete(path: tuple[str, ...], tree: DictConfig, findings: _Findings) -> None:
+    node: Any = tree
+    for key in path[:-1]:
+        node = node.get(key) if isinstance(node, DictConfig) else None
+    if isinstance(node, DictConfig) and path[-1] in node:
+        del node[path[-1]]
+    elif path[0] not in GLOBAL_KEYS:
+        siblings = [str(key) for key in node] if isinstance(node, DictConfig) else []
+        findings.add_absent(".".join(path), f"is not there to be removed{did_you_mean(path[-1], siblings)}")
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False))
+
+
+# Interpolations
+
+
+def _resolved(tree: DictConfig, findings: _Findings) -> dict[str, Any]:
+    """The global keys and the servers with every `${...}` replaced; what cannot be, is left out and is a problem."""
+    plain = _plain(tree)
+    wanted = {
+        key: text for key, text in plain.items() if key in GlobalSettings.model_fields or isinstance(text, dict)
+    }
+    policy_model = meant_by(POLICY_MODEL, plain)
+    if policy_model != POLICY_MODEL:
+        tree = _merged([tree, {POLICY_MODEL: f"${{{policy_model}}}"}])
+    resolver = _Resolver(tree, findings)
+    return dict(resolver.items(tree, wanted, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolver:
+    """Replaces interpolations one by one, so that all that fail are found and not just the first."""
+
+    tree: DictConfig
+    findings: _Findings
+
+    def items(self, node: Any, texts: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
+        """Key and value of what can be resolved in a mapping or list; `texts` is the same, unresolved."""
+        for key in texts if isinstance(texts, dict) else range(len(texts)):
+            try:
+                value = node[key]
+            except OmegaConfBaseException as error:
+                where = (*path, str(key))
+                self.findings.add_absent(".".join(where), self.reason(error, texts[key]))
+                continue
+            yield key, self.value(value, texts[key], (*path, str(key)))
+
+    def value(self, value: Any, text: Any, path: tuple[str, ...]) -> Any:
+        if not isinstance(value, DictConfig | ListConfig):
+            return value
+        # A whole mapping or list that came through an interpolation has texts of its own.
+        texts = text if isinstance(text, dict | list) else OmegaConf.to_container(value, resolve=False)
+        items = self.items(value, texts, path)
+        return dict(items) if isinstance(value, DictConfig) else [item for _, item in items]
+
+    def reason(self, error: OmegaConfBaseException, text: str) -> str:
+        """Why a value could not be resolved, and what to write where."""
+        if isinstance(error, MissingMandatoryValue):
+            return "must be filled: it is ??? in the config file"
+        names = [name for name in interpolations(text) if ":" not in name and self.leads_nowhere(name)]
+        if not names or not isinstance(error, InterpolationKeyError | InterpolationToMissingValueError):
+            return f"`{text}` cannot be resolved: {str(error).splitlines()[0].removeprefix(_RESOLVER_FAILED)}"
+        name = names[0]
+        missing = "is ???" if isinstance(error, InterpolationToMissingValueError) else "leads nowhere"
+        match = nearest(name, self.variables()) if "." not in name else None
+        hint = f"; did you mean `${{{match}}}`?" if match else ""
+        return f"`${{{name}}}` {missing}: set {name} in env.yaml, or on the command line as +{name}=...{hint}"
+
+    def leads_nowhere(self, name: str) -> bool:
+        return OmegaConf.select(self.tree, name, default=None, throw_on_missing=False) is None
+
+    def variables(self) -> list[str]:
+        return [key for key, value in _plain(self.tree).items() if not is_server(value) and value is not None]

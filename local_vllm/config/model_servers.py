@@ -1,0 +1,287 @@
+"""What a model server can be told: one pydantic model for each implementation, and the checks that need the whole of it.
+
+The field descriptions are the reference that `ng_run --help` prints. What the settings do is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from local_vllm.config.vllm_serve_flags import flag_problems, snake_case
+from local_vllm.errors import Problem
+
+PACK_STRATEGY = "VLLM_RAY_DP_PACK_STRATEGY"
+PACK_STRATEGIES = ("strict", "fill", "span")
+ENV_VARS_SET_BY_US = {
+    "VLLM_API_KEY": "write it as `api_key` of the server, one level up",
+    "HF_HOME": "write it as `hf_home` of the server, one level up",
+    "RAY_ADDRESS": "write it as the global key `ray_address`",
+    "VLLM_DP_MASTER_IP": "the placement plan sets it",
+    "VLLM_RAY_DP_PLACEMENT_NODE_IPS": "the placement plan sets it",
+}
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
+def _split_urls(value: Any) -> Any:
+    urls = value.split(",") if isinstance(value, str) else value
+    if not isinstance(urls, list | tuple):
+        return urls
+    return tuple(_url(url) for url in urls if not isinstance(url, str) or url.strip())
+
+
+def _url(url: Any) -> Any:
+    if not isinstance(url, str) or not url.strip().startswith(("http://", "https://")):
+        raise ValueError(f"must be a URL that begins with http:// or https://, not {url!r}")
+    return url.strip().rstrip("/")
+
+
+def _environment(value: Any) -> Any:
+    """Variables as strings: true is 1, false is 0, and null is a variable that is not set."""
+    if not isinstance(value, Mapping):
+        return value
+    text = {True: "1", False: "0"}
+    return {name: text[item] if isinstance(item, bool) else item for name, item in value.items() if item is not None}
+
+
+Number = Annotated[int, BeforeValidator(_no_bool)]
+PositiveInt = Annotated[Number, Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+Urls = Annotated[tuple[str, ...], BeforeValidator(_split_urls), Field(min_length=1)]
+NullIsEmpty = BeforeValidator(lambda value: {} if value is None else value)
+JsonObject = Annotated[dict[str, Any], NullIsEmpty]
+
+
+class Settings(BaseModel):
+    """Frozen, and closed: a key that is not a field is an error. Numbers are taken where text is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    not_yet: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
+        """What a type cannot say about these settings; paths are relative to them."""
+        yield from ()
+
+
+class ServerReference(Settings):
+    """Another server of the run, by kind and name."""
+
+    type: Literal["responses_api_models", "responses_api_agents", "resources_servers"] = Field(
+        "responses_api_models", description="Kind of the server that is meant."
+    )
+    name: str = Field(description="Name of the server that is meant, or policy_model.")
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class ModelServerSettings(Settings):
+    """What every model server understands."""
+
+    aliases = {"model_name": "model"}
+
+    entrypoint: str = Field("app.py", description="Accepted from existing configs; nothing is read from it.")
+    num_workers: PositiveInt = Field(1, description="HTTP replicas of this server; the engine stays one.")
+    extra_body: JsonObject = Field(
+        {}, description="Request fields to add where the caller sent none: min_tokens, repetition_penalty, ..."
+    )
+    default_headers: Annotated[dict[str, str], NullIsEmpty] = Field(
+        {}, repr=False, description="HTTP headers to send to the engine with every request."
+    )
+    sampling_overrides: JsonObject = Field(
+        {}, description="Request fields that beat whatever the caller sent (temperature, top_p, ...)."
+    )
+    response_store: str | None = Field(
+        None, description="Where answers are kept for previous_response_id: memory, none, or a path of an SQLite file."
+    )
+    response_store_max_mib: PositiveInt | None = Field(None, description="Upper bound of the response store.")
+
+
+class ChatSettings(ModelServerSettings):
+    """How Responses requests become Chat Completions, whoever runs the engine."""
+
+    not_yet = frozenset(
+        {
+            "audio_root",
+            "is_responses_native",
+            "reasoning_tags",
+            "render_chat_template",
+            "response_store",
+            "response_store_max_mib",
+            "tokenizer",
+            "use_completions_api",
+        }
+    )
+
+    return_token_id_information: bool = Field(
+        False,
+        description="true for training: prompt_token_ids, generation_token_ids and generation_log_probs on the last item.",
+    )
+    uses_reasoning_parser: bool = Field(
+        True, description="Make reasoning items of <think> blocks; false leaves the tags in the text."
+    )
+    uses_interleaved_reasoning: bool = Field(
+        True, description="Send reasoning of earlier turns back to the model; false leaves it out."
+    )
+    preserve_reasoning_in_assistant_content: bool = Field(
+        False, description="Send earlier reasoning back inside the text, in its tags, rather than in a field."
+    )
+    sequential_reasoning_allowed: bool = Field(
+        True, description="Whether the model may be asked again after a turn that held reasoning only."
+    )
+    replace_developer_role_with_system: bool = Field(
+        False, description="Send the role developer as system, for templates that do not know it."
+    )
+    chat_template_kwargs: JsonObject = Field(
+        {}, description="Variables of the chat template, such as enable_thinking: false."
+    )
+    context_overflow: Literal["error", "incomplete"] = Field(
+        "error", description="A prompt longer than the context: error is a 400, incomplete a 200 with that status."
+    )
+    hosted_tools: Literal["drop", "refuse"] = Field(
+        "drop", description="Tools that only OpenAI hosts: drop them and say so in the metadata, or refuse the request."
+    )
+    reasoning_tags: tuple[str, str] | None = Field(
+        None, description="Opening and closing tag of reasoning, where they are not <think> and </think>."
+    )
+    is_responses_native: bool = Field(False, description="Pass requests to the engine's own /v1/responses.")
+    use_completions_api: bool = Field(False, description="For base models: ask /v1/completions with plain text.")
+    render_chat_template: bool | None = Field(None, description="With use_completions_api: apply the chat template.")
+    tokenizer: str | None = Field(None, description="With render_chat_template: where the tokenizer comes from.")
+    audio_root: str | None = Field(None, description="Folder below which metadata.audio_path may point.")
+
+
+class VLLMModelSettings(ChatSettings):
+    """vllm_model: in front of engines that somebody else runs."""
+
+    base_url: Urls = Field(description="URL of the engine, ending in /v1; many as a list or separated by commas.")
+    api_key: SecretStr = Field(SecretStr("EMPTY"), description="What the engine was given as --api-key.")
+    model: str = Field(description="The model's name, as the engine serves it.")
+
+
+class VLLMServeKwargs(BaseModel):
+    """Flags of `vllm serve`, in snake_case. The three sizes are required; any other flag may be added."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    data_parallel_size: PositiveInt = Field(description="How many copies of the model (DP).")
+    tensor_parallel_size: PositiveInt = Field(description="GPUs that share each layer of a copy (TP).")
+    pipeline_parallel_size: PositiveInt = Field(description="Groups of such GPUs in a row for a copy (PP).")
+    data_parallel_size_local: PositiveInt | None = Field(
+        None, description="Copies on each node under strict; chosen by the placement plan when it is absent."
+    )
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag that was set, the four sizes above included."""
+        return self.model_dump(exclude_none=True)
+
+
+def _snake_case_keys(value: Any) -> Any:
+    return {snake_case(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+class LocalVLLMModelSettings(ChatSettings):
+    """local_vllm_model: a vllm_model whose engine is ours. base_url is filled in once the engine is up."""
+
+    model: str = Field(description="A Hugging Face Hub id, or a local directory. /v1/models shows exactly this.")
+    api_key: SecretStr = Field(
+        SecretStr("dummy"),
+        description="Required by the engine; dummy is replaced by a generated key where others could reach it.",
+    )
+    hf_home: str | None = Field(
+        None, description="Cache of weights; default: HF_HOME of the environment, else ~/.cache/huggingface."
+    )
+    show_vllm_engine_stats: bool = Field(False, description="Log the engine's throughput and cache use regularly.")
+    debug: bool = Field(False, description="Verbose logs of the engine and its workers.")
+    start_timeout_s: Seconds = Field(
+        1800.0, description="How long the engine may take to become ready, the weights already on disk."
+    )
+    vllm_serve_kwargs: Annotated[VLLMServeKwargs, BeforeValidator(_snake_case_keys)] = Field(
+        description="Flags of vllm serve: data_parallel_size, tensor_parallel_size and pipeline_parallel_size at least."
+    )
+    vllm_serve_env_vars: Annotated[dict[str, str], BeforeValidator(_environment)] = Field(
+        repr=False, description=f"Environment of vllm serve: {PACK_STRATEGY} (strict, fill or span) at least."
+    )
+
+    @property
+    def pack_strategy(self) -> str:
+        """strict, fill or span."""
+        return self.vllm_serve_env_vars[PACK_STRATEGY]
+
+    @property
+    def served_model_names(self) -> tuple[str, ...]:
+        """The names by which the engine knows its model; requests to it carry the first."""
+        names = self.vllm_serve_kwargs.flags().get("served_model_name") or self.model
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    def resolved_hf_home(self) -> Path:
+        """Where weights are kept, by this process's environment."""
+        return Path(self.hf_home or os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser().absolute()
+
+    @classmethod
+    def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
+        if "base_url" in raw:
+            yield Problem("base_url", "must not be set here; it is filled in once the engine is up (drop the key)")
+        kwargs = raw.get("vllm_serve_kwargs")
+        if isinstance(kwargs, Mapping):
+            yield from _below("vllm_serve_kwargs", flag_problems(kwargs))
+        env_vars = raw.get("vllm_serve_env_vars")
+        if isinstance(env_vars, Mapping):
+            yield from _below("vllm_serve_env_vars", _env_var_problems(env_vars))
+
+
+def _env_var_problems(env_vars: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, remedy in ENV_VARS_SET_BY_US.items():
+        if name in env_vars:
+            yield Problem(name, f"must not be set here; {remedy}")
+    strategy = env_vars.get(PACK_STRATEGY)
+    if strategy is None:
+        yield Problem(PACK_STRATEGY, "is required: strict (each copy on one node), fill, or span (a copy over nodes)")
+    elif strategy not in PACK_STRATEGIES:
+        yield Problem(PACK_STRATEGY, f"must be one of strict, fill and span, not {strategy!r}")
+
+
+def _below(key: str, problems: Iterator[Problem]) -> Iterator[Problem]:
+    return (Problem(f"{key}.{problem.path}", problem.message) for problem in problems)
+
+
+class LocalVLLMModelProxySettings(ChatSettings):
+    """local_vllm_model_proxy: engine and model of a local_vllm_model, under request-time settings of its own."""
+
+    aliases = {}
+
+    model_server: Annotated[ServerReference, BeforeValidator(_named)] = Field(
+        description="The local_vllm_model whose engine answers: {type: responses_api_models, name: X}, or just X."
+    )
+
+
+class OpenAIModelSettings(ModelServerSettings):
+    """openai_model: passes the Responses API through."""
+
+    aliases = {
+        "openai_base_url": "base_url",
+        "openai_api_key": "api_key",
+        "openai_model": "model",
+        "openai_default_headers": "default_headers",
+        "model_name": "model",
+    }
+    not_yet = frozenset({"response_store", "response_store_max_mib"})
+
+    base_url: Urls = Field(
+        ("https://api.openai.com/v1",), description="Where the Responses API is; openai_base_url is the same key."
+    )
+    api_key: SecretStr = Field(description="Its key; openai_api_key is the same key.")
+    model: str = Field(description="The model to ask for; openai_model is the same key.")

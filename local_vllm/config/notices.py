@@ -1,0 +1,31 @@
+"""What is worth saying about a set of config files although nothing is wrong with it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from local_vllm.config.names import is_server, referenced_names
+from local_vllm.config.nearest import nearest
+from local_vllm.config.schema import GLOBAL_KEYS
+
+
+def merge_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each server that stands in more than one of the files (label -> tree, in merge order)."""
+    places: dict[str, list[str]] = {}
+    for label, tree in sources.items():
+        for name in filter(lambda name: is_server(tree[name]), tree):
+            places.setdefault(name, []).append(label)
+    for server, labels in places.items():
+        if len(labels) > 1:
+            yield f"{server} stands in {', '.join(labels[:-1])} and {labels[-1]}: they are merged, the last one wins"
+
+
+def spelling_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each unused variable that nearly spells a global key."""
+    used = {name for tree in sources.values() for name in referenced_names(tree)}
+    for label, tree in sources.items():
+        for key in tree.keys() - GLOBAL_KEYS - used:
+            match = nearest(key, GLOBAL_KEYS, cutoff=0.85)
+            if match and not is_server(tree[key]):
+                yield f"{label}: `{key}` is only a variable; did you mean the global key `{match}`?"

@@ -1,0 +1,136 @@
+"""A whole configuration, checked and frozen: the global keys, the servers, and the registry of implementations.
+
+How it is put together from files and a command line is compose.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+
+from local_vllm.config.model_servers import (
+    ChatSettings,
+    JsonObject,
+    LocalVLLMModelProxySettings,
+    LocalVLLMModelSettings,
+    ModelServerSettings,
+    Number,
+    OpenAIModelSettings,
+    PositiveInt,
+    ServerReference,
+    Settings,
+    VLLMModelSettings,
+    VLLMServeKwargs,
+)
+
+__all__ = [
+    "AGENTS",
+    "GLOBAL_KEYS",
+    "KINDS",
+    "MODELS",
+    "REGISTRY",
+    "RESOURCES",
+    "ChatSettings",
+    "GlobalSettings",
+    "LocalVLLMModelProxySettings",
+    "LocalVLLMModelSettings",
+    "ModelServerSettings",
+    "OpenAIModelSettings",
+    "RunConfig",
+    "ServerConfig",
+    "ServerReference",
+    "Settings",
+    "VLLMModelSettings",
+    "VLLMServeKwargs",
+    "implementations",
+]
+
+MODELS = "responses_api_models"
+AGENTS = "responses_api_agents"
+RESOURCES = "resources_servers"
+KINDS = (MODELS, AGENTS, RESOURCES)
+
+# Kind -> implementation -> what it can be told. A new implementation is a new line.
+REGISTRY: Mapping[str, Mapping[str, type[Settings]]] = {
+    MODELS: {
+        "local_vllm_model": LocalVLLMModelSettings,
+        "local_vllm_model_proxy": LocalVLLMModelProxySettings,
+        "openai_model": OpenAIModelSettings,
+        "vllm_model": VLLMModelSettings,
+    },
+    AGENTS: {},
+    RESOURCES: {},
+}
+
+
+def implementations() -> dict[str, str]:
+    """Every implementation there is, with its kind."""
+    return {name: kind for kind, known in REGISTRY.items() for name in known}
+
+
+class GlobalSettings(Settings):
+    """The global keys, one set for all commands: each reads what concerns it."""
+
+    aliases = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
+    not_yet = frozenset({"dry_run"})
+
+    config_paths: tuple[str, ...] = Field(
+        (), description="Config files, merged from left to right; looked up here, then among the shipped ones."
+    )
+    model: str | None = Field(None, description="Serve this model by its shipped config, or by the generic one.")
+    http_host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    http_port: int = Field(11000, ge=1, le=65535, description="Port of the gateway and of every server.")
+    ray_address: str | None = Field(
+        None, description="Ray cluster to join; default: RAY_ADDRESS, else a private cluster that ends with the run."
+    )
+    logical_gpus: Number | None = Field(
+        None, ge=0, description="GPUs that a private cluster pretends to have, on a machine without any."
+    )
+    dry_run: bool = Field(False, description="Draw the placement plan and stop.")
+    cluster: str | dict[str, Any] | None = Field(
+        None, description="With dry_run: a cluster described by hand, such as 4x8 (nodes x GPUs), or a YAML of nodes."
+    )
+    hf_token: SecretStr | None = Field(None, description="Token of the Hugging Face Hub; best kept in env.yaml.")
+    agent_name: str | None = Field(None, description="Agent (or model) server to drive.")
+    input_jsonl_fpath: str | None = Field(None, description="Rows to roll out.")
+    output_jsonl_fpath: str | None = Field(None, description="Where finished rollouts go, one line each.")
+    limit: PositiveInt | None = Field(None, description="Take this many rows at most.")
+    num_repeats: PositiveInt = Field(1, description="Roll each row out this many times.")
+    num_samples_in_parallel: PositiveInt | None = Field(
+        None, description="Rollouts in flight at once; concurrency is the same key."
+    )
+    responses_create_params: JsonObject = Field(
+        {}, description="Request fields for every rollout, such as temperature; they beat those of the row."
+    )
+    resume_from_cache: bool = Field(False, description="Go on with the rollouts that the output file lacks.")
+    entrypoint: str | None = Field(None, description="ng_test: the part whose tests to run.")
+
+
+GLOBAL_KEYS = frozenset(GlobalSettings.model_fields) | frozenset(GlobalSettings.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """One server of a run. `settings` is the model that REGISTRY names for its kind and implementation."""
+
+    name: str
+    kind: str
+    implementation: str
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything a run was told. `servers` are in config order, `files` in merge order (env.yaml is the last).
+
+    `notices` are sentences for the user: nothing is wrong, but something is worth knowing.
+    """
+
+    settings: GlobalSettings
+    servers: tuple[ServerConfig, ...]
+    notices: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
