@@ -1,0 +1,50 @@
+"""What the converter hands to the server: a call to make, and an answer to give. Values only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from local_vllm.protocol.request import OpenAIFields
+from local_vllm.protocol.tools import Toolbox
+
+
+class Asked(Struct, frozen=True):
+    """What a response tells about the Responses request that it answers."""
+
+    request: OpenAIFields
+    toolbox: Toolbox
+    temperature: Any
+    top_p: Any
+    response_id: str
+    created_at: int
+
+
+class ChatCall(Struct, frozen=True):
+    """One call to the engine's /v1/chat/completions.
+
+    `session_hint` is the request's `prompt_cache_key`. `asked` is None when the client spoke Chat Completions
+    itself: then the engine's answer goes back byte for byte.
+    """
+
+    body: bytes
+    stream: bool
+    model_asked: str | None
+    session_hint: str | None = None
+    wants_token_ids: bool = False
+    asked: Asked | None = None
+
+
+class Answer(Struct, frozen=True):
+    """What goes back to the client.
+
+    `needs_tokenize`: the engine left out the prompt's token ids; POST `tokenize_body(call)` to /tokenize and
+    convert again with what it says. `token_problem` tells why token ids are not in the answer though they were
+    asked for; it is worth a warning.
+    """
+
+    status: int
+    body: bytes
+    needs_tokenize: bool = False
+    token_problem: str | None = None

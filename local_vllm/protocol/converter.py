@@ -1,0 +1,238 @@
+"""The converter: a client's JSON -> the engine's JSON, and back. Knows nothing of HTTP, Ray or vLLM's process;
+who calls the engine, and what happens when it does not answer, is left to the server.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from local_vllm.errors import UpstreamError
+from local_vllm.protocol import tokens
+from local_vllm.protocol.calls import Answer, Asked, ChatCall
+from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens, Delta
+from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
+from local_vllm.protocol.fold import Fold
+from local_vllm.protocol.messages import to_messages
+from local_vllm.protocol.overflow import Overflow, find_overflow
+from local_vllm.protocol.precedence import Fields, canonical, metadata_fields, overlay, raw_fields
+from local_vllm.protocol.reasoning import ThinkSplitter, opens_in_reasoning
+from local_vllm.protocol.request import decode_part, read_request
+from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
+from local_vllm.protocol.settings import ConverterSettings
+from local_vllm.protocol.to_chat import caller_fields, check
+from local_vllm.protocol.tokens import NoTokens
+from local_vllm.protocol.tools import read_tools
+
+__all__ = ["Answer", "ChatCall", "Converter", "error_body", "peek_model", "tokenize_body"]
+
+_TOKEN_FIELDS: Fields = {"logprobs": True, "return_token_ids": True}
+_STREAM_FIELDS: Fields = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+class _Peeked(Struct):
+    model: str | None = None
+
+
+# Plain ASCII without escapes is the same in JSON and out of it.
+_FIRST_FIELD = re.compile(rb'\s*\{\s*"model"\s*:\s*"([ !#-\[\]-~]*)"')
+_encode = msgspec.json.Encoder().encode
+_decode_model = msgspec.json.Decoder(_Peeked).decode
+_decode_chat = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_messages = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_decode_answer = msgspec.json.Decoder(ChatAnswer).decode
+_decode_answer_with_tokens = msgspec.json.Decoder(ChatAnswerWithTokens).decode
+
+
+def peek_model(body: bytes) -> str | None:
+    """The `model` of any request, decoding nothing else. Raises RequestError for a body that is no JSON object,
+    if it looked that far: a model that comes first is taken without reading on.
+    """
+    if first := _FIRST_FIELD.match(body):
+        return first[1].decode()
+    return decode_part(_decode_model, body).model
+
+
+def tokenize_body(call: ChatCall) -> bytes:
+    """What to POST to the engine's /tokenize when an Answer `needs_tokenize`."""
+    return tokens.tokenize_body(call.body)
+
+
+class Converter:
+    """Converts the requests of one model server. Keeps nothing between requests, so one serves all of them."""
+
+    def __init__(
+        self,
+        settings: ConverterSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        new_key: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._new_key = new_key
+        server = raw_fields(settings.extra_body)
+        if settings.chat_template_kwargs:
+            server = overlay(server, raw_fields({"chat_template_kwargs": settings.chat_template_kwargs}))
+        self._server_fields = server
+        self._overrides = raw_fields(settings.sampling_overrides)
+        self._developer_role = "system" if settings.replace_developer_role_with_system else "developer"
+
+    # ---- requests
+
+    def to_chat(self, body: bytes, model: str) -> ChatCall:
+        """A Responses request as a call to the engine, whose name for the model is `model`. Raises RequestError."""
+        request = read_request(body)
+        check(request)
+        toolbox = read_tools(request.tools, request.tool_choice, hosted=self._settings.hosted_tools)
+        fields = self._decide(metadata_fields(request.metadata), caller_fields(request, toolbox))
+        wants_token_ids = self._add_token_fields(fields)
+        messages = to_messages(request.instructions, request.input or "", developer_role=self._developer_role)
+        chat = {"model": model, "messages": messages, **fields}
+        if request.stream:
+            chat |= _STREAM_FIELDS
+        asked = Asked(
+            request,
+            toolbox,
+            fields.get("temperature"),
+            fields.get("top_p"),
+            f"resp_{self._new_key()}",
+            int(self._clock()),
+        )
+        hint = request.prompt_cache_key
+        return ChatCall(_encode(chat), bool(request.stream), request.model, hint, wants_token_ids, asked)
+
+    def chat_passthrough(self, body: bytes, model: str) -> ChatCall:
+        """A Chat Completions request with the server's settings applied. Raises RequestError."""
+        chat = decode_part(_decode_chat, body)
+        metadata = decode_part(_decode_metadata, chat["metadata"], "metadata") if "metadata" in chat else None
+        reserved = {name: chat.pop(name) for name in _CHAT_RESERVED if name in chat}
+        fields = self._decide(metadata_fields(metadata), canonical(chat))
+        self._add_token_fields(fields)
+        if self._settings.replace_developer_role_with_system and "messages" in reserved:
+            reserved["messages"] = _without_developer(reserved["messages"])
+        asked_for = reserved.pop("model", None)
+        stream = bytes(reserved.get("stream", Raw(b"false"))) == b"true"
+        return ChatCall(
+            _encode({"model": model, **reserved, **fields}),
+            stream,
+            None if asked_for is None else decode_part(_decode_name, asked_for, "model"),
+            None if "prompt_cache_key" not in chat else decode_part(_decode_name, chat["prompt_cache_key"]),
+        )
+
+    def _decide(self, metadata: Fields, caller: Fields) -> Fields:
+        fields = overlay(self._server_fields, metadata)
+        fields = overlay(fields, caller)
+        return overlay(fields, self._overrides) if self._overrides else fields
+
+    def _add_token_fields(self, fields: Fields) -> bool:
+        """Ask for ids and log probabilities when the settings, or the request itself, want token ids."""
+        asked = fields.get("return_token_ids")
+        wanted = self._settings.return_token_id_information or (type(asked) is Raw and bytes(asked) == b"true")
+        if wanted:
+            fields |= _TOKEN_FIELDS
+        return wanted
+
+    # ---- answers
+
+    def to_response(self, call: ChatCall, answer: bytes, tokenized: bytes | None = None) -> Answer:
+        """The engine's whole answer as a response; a chat call's goes back as it is. Raises UpstreamError.
+
+        `tokenized` is what the engine's /tokenize said, if an earlier Answer needed it.
+        """
+        asked = call.asked
+        if asked is None:
+            return Answer(200, answer)
+        decoded = _read_answer(call, answer)
+        choice = decoded.choices[0]
+        end = ending(choice.finish_reason)
+        output = self._fold(asked, choice.message, cut_off=end.status != "completed")
+        missing = _attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
+        response = response_object(
+            asked,
+            model=decoded.model,
+            output=output,
+            end=end,
+            usage=usage_of(decoded.usage),
+            completed_at=int(self._clock()),
+        )
+        body = _encode(response)
+        if missing is None:
+            return Answer(200, body)
+        return Answer(200, body, missing.prompt_only and tokenized is None, missing.reason)
+
+    def _fold(self, asked: Asked, message: Delta, *, cut_off: bool) -> list[Any]:
+        splitter = None
+        if self._settings.uses_reasoning_parser and message.content:
+            opened = self._settings.chat_template_opens_reasoning or opens_in_reasoning(message.content)
+            splitter = ThinkSplitter(inside=opened)
+        key = asked.response_id.removeprefix("resp_")
+        fold = Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names)
+        fold.add(message)
+        fold.finish(cut_off=cut_off)
+        return fold.items
+
+    def from_failure(self, call: ChatCall, status: int, answer: bytes) -> Answer:
+        """The engine's error as OpenAI's; a prompt that is too long as an incomplete response, if so set."""
+        error = read_engine_error(answer)
+        overflow = find_overflow(status, error)
+        if overflow is None:
+            return Answer(status, engine_failure(status, error, responses=call.asked is not None))
+        if call.asked is not None and self._settings.context_overflow == "incomplete":
+            return self._incomplete(call.asked, overflow, call)
+        param = "input" if call.asked is not None else "messages"
+        fields = ErrorFields(error.message, "invalid_request_error", param, "context_length_exceeded")
+        return Answer(400, error_body(fields))
+
+    def _incomplete(self, asked: Asked, overflow: Overflow, call: ChatCall) -> Answer:
+        response = response_object(
+            asked,
+            model=decode_part(_decode_model, call.body).model,
+            output=[],
+            end=Ending("incomplete", "max_output_tokens"),
+            usage=None,
+            completed_at=0,
+            notes=overflow_notes(overflow),
+        )
+        return Answer(200, _encode(response))
+
+
+_CHAT_RESERVED = ("model", "messages", "stream", "stream_options", "n", "tools", "tool_choice")
+_decode_name = msgspec.json.Decoder(str | None).decode
+_decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
+
+
+def _without_developer(messages: Raw) -> Any:
+    """Messages whose role is `developer` become `system`; all else is copied."""
+    if b'"developer"' not in bytes(messages):
+        return messages
+    found = decode_part(_decode_messages, messages, "messages")
+    system = Raw(b'"system"')
+    return [
+        each | {"role": system} if bytes(each.get("role", b"")) == b'"developer"' else each for each in found
+    ]
+
+
+def _attach_tokens(output: list[Any], decoded: Any, answer: bytes, tokenized: bytes | None) -> NoTokens | None:
+    found = tokens.read_tokens(decoded, answer, tokenized)
+    if isinstance(found, NoTokens):
+        return found
+    output[-1].carry(found)
+    return None
+
+
+def _read_answer(call: ChatCall, answer: bytes) -> Any:
+    decode = _decode_answer_with_tokens if call.wants_token_ids else _decode_answer
+    try:
+        decoded = decode(answer)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
+        raise UpstreamError(f"The engine's answer is no chat completion: {problem}", code="bad_gateway") from problem
+    if not decoded.choices:
+        raise UpstreamError("The engine's answer holds no choices.", code="bad_gateway")
+    return decoded

@@ -1,0 +1,49 @@
+"""The only place that knows `<think>`: splits a model's text, in pieces as it comes, into reasoning and answer.
+An engine with a reasoning parser has done this already and gives its reasoning in a field of its own.
+"""
+
+from __future__ import annotations
+
+OPEN, CLOSE = "<think>", "</think>"
+
+# (is it reasoning, the text)
+Segment = tuple[bool, str]
+
+
+def opens_in_reasoning(text: str) -> bool:
+    """Whether a whole answer starts inside a block whose opening tag the chat template wrote."""
+    close = text.find(CLOSE)
+    return close >= 0 and not 0 <= text.find(OPEN) < close
+
+
+class ThinkSplitter:
+    """Splits text that comes in pieces of any size; a tag may be cut anywhere."""
+
+    def __init__(self, *, inside: bool = False) -> None:
+        self.inside = inside
+        self._held = ""  # an unfinished tag
+
+    def feed(self, piece: str) -> list[Segment]:
+        """The segments that are certain now. A block that is closed twice, or opened twice, keeps the tag as text."""
+        text, self._held = self._held + piece, ""
+        segments: list[Segment] = []
+        while True:
+            before, tag, text = text.partition(CLOSE if self.inside else OPEN)
+            if not tag:
+                segments.append((self.inside, self._hold_back(before)))
+                return segments
+            segments.append((self.inside, before))
+            self.inside = not self.inside
+
+    def rest(self) -> list[Segment]:
+        """What was held back, when nothing follows."""
+        held, self._held = self._held, ""
+        return [(self.inside, held)] if held else []
+
+    def _hold_back(self, text: str) -> str:
+        tag = CLOSE if self.inside else OPEN
+        start = text.rfind("<", -len(tag))
+        if start < 0 or not tag.startswith(text[start:]):
+            return text
+        self._held = text[start:]
+        return text[:start]

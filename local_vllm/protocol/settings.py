@@ -1,0 +1,28 @@
+"""What a model server's configuration says about conversion. Values only: `config` checks them, `precedence.py`
+applies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ConverterSettings:
+    """Request-time settings of one model server. The names are those of the configuration's keys.
+
+    `chat_template_opens_reasoning` says that the model's chat template already ends in an opening `<think>`. A
+    whole answer shows this by its closing tag; an answer that was cut off before it does not.
+    """
+
+    return_token_id_information: bool = False
+    uses_reasoning_parser: bool = True
+    replace_developer_role_with_system: bool = False
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    extra_body: Mapping[str, Any] | None = None
+    sampling_overrides: Mapping[str, Any] | None = None
+    context_overflow: Literal["error", "incomplete"] = "error"
+    hosted_tools: Literal["drop", "refuse"] = "drop"
+    chat_template_opens_reasoning: bool = False

@@ -1,0 +1,117 @@
+"""A Responses request, checked, -> the chat request that the engine gets. Where a field may be set in several
+places, `precedence.py` decides.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+from msgspec import UNSET, Raw
+
+from local_vllm.errors import RequestError
+from local_vllm.protocol.precedence import Fields, canonical
+from local_vllm.protocol.request import OpenAIFields, TextFormat
+from local_vllm.protocol.tools import Toolbox
+from local_vllm.protocol.vllm_fields import PASSED_THROUGH
+
+_METADATA_VALUE_CHARS = 512
+_METADATA_PAIRS = 16
+# Values of metadata that may be longer, because they are read here.
+_LONG_METADATA = frozenset({"extra_body", "chat_template_kwargs"})
+
+# What needs state that is not kept here.
+_REFUSED = {
+    "previous_response_id": "Earlier responses are not stored here: send the whole conversation in 'input'.",
+    "conversation": "Conversations are not stored here: send the whole conversation in 'input'.",
+    "prompt": "Stored prompts are not available here: send 'instructions' and 'input'.",
+}
+
+_vllm_fields = attrgetter(*PASSED_THROUGH)
+
+
+def check(request: OpenAIFields) -> None:
+    """Refuse what is well-formed and cannot be done. Raises RequestError."""
+    if request.input is None:
+        raise RequestError(
+            "Missing required parameter: 'input'.", param="input", code="missing_required_parameter"
+        )
+    if request.background:
+        raise RequestError(
+            "Background responses are not supported.", param="background", code="unsupported_value"
+        )
+    for name, reason in _REFUSED.items():
+        value = getattr(request, name)
+        if value is not None and value is not UNSET and not _is_null(value):
+            raise RequestError(reason, param=name, code="unsupported_parameter")
+    if request.metadata:
+        _check_metadata(request.metadata)
+
+
+def _is_null(value: Any) -> bool:
+    return type(value) is Raw and bytes(value) == b"null"
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    if len(metadata) > _METADATA_PAIRS:
+        raise RequestError(
+            f"Invalid 'metadata': at most {_METADATA_PAIRS} pairs, got {len(metadata)}.",
+            param="metadata",
+            code="invalid_value",
+        )
+    for name, value in metadata.items():
+        if len(value) > _METADATA_VALUE_CHARS and name not in _LONG_METADATA:
+            raise RequestError(
+                f"Invalid 'metadata.{name}': at most {_METADATA_VALUE_CHARS} characters, got {len(value)}.",
+                param=f"metadata.{name}",
+                code="invalid_value",
+            )
+
+
+def caller_fields(request: OpenAIFields, toolbox: Toolbox) -> Fields:
+    """The chat fields that the caller set, save `model`, `messages` and `stream`."""
+    fields = canonical(_passed_through(request))
+    if request.temperature is not None:
+        fields["temperature"] = request.temperature
+    if request.top_p is not None:
+        fields["top_p"] = request.top_p
+    if request.max_output_tokens is not None:
+        fields["max_completion_tokens"] = request.max_output_tokens
+    if request.reasoning is not None and request.reasoning.effort is not None:
+        fields["reasoning_effort"] = request.reasoning.effort
+    if request.text is not None and request.text.format is not None:
+        fields |= _response_format(request.text.format)
+    if toolbox.tools:
+        fields |= _tool_fields(request, toolbox)
+    return fields
+
+
+def _passed_through(request: OpenAIFields) -> Fields:
+    values = _vllm_fields(request)
+    return {name: value for name, value in zip(PASSED_THROUGH, values, strict=True) if value is not UNSET}
+
+
+def _tool_fields(request: OpenAIFields, toolbox: Toolbox) -> Fields:
+    fields: Fields = {"tools": toolbox.tools}
+    if toolbox.choice is not None:
+        fields["tool_choice"] = toolbox.choice
+    if request.parallel_tool_calls is not None:
+        fields["parallel_tool_calls"] = request.parallel_tool_calls
+    return fields
+
+
+def _response_format(format: TextFormat) -> Fields:
+    if format.type == "text":
+        return {}
+    if format.type == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    for name in ("name", "schema"):
+        if getattr(format, name) is None:
+            param = f"text.format.{name}"
+            raise RequestError(
+                f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+            )
+    given = {"description": format.description, "strict": format.strict}
+    schema = {"name": format.name, "schema": format.schema}
+    schema |= {name: value for name, value in given.items() if value is not None}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
