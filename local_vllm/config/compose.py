@@ -1,12 +1,12 @@
-"""From the words of a command line to a RunConfig: config files, then env.yaml, then overrides, one tree, checked.
+"""From a command line to a RunConfig: config files, then env.yaml, then overrides, one tree, checked.
 
-The only module that knows Hydra and OmegaConf. What a key means is schema.py's, and what is wrong with it validate.py's.
+The only module that knows Hydra and OmegaConf. What keys mean is schema.py's, what is wrong validate.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from local_vllm.config import lookup
+from local_vllm.config.files import chosen_files, label, read_env_file, read_files
+from local_vllm.config.findings import Findings
 from local_vllm.config.names import (
     POLICY_MODEL,
     canonical_path,
@@ -34,14 +35,11 @@ from local_vllm.config.names import (
 )
 from local_vllm.config.nearest import did_you_mean, nearest
 from local_vllm.config.notices import merge_notices, spelling_notices
-from local_vllm.config.schema import GLOBAL_KEYS, MODELS, GlobalSettings, RunConfig
-from local_vllm.config.validate import REQUIRED, check_globals, check_loops, check_servers, resolve_references
-from local_vllm.config.words import comma_separated, grammar_hint, one_line
+from local_vllm.config.schema import GLOBAL_KEYS, GlobalSettings, RunConfig
+from local_vllm.config.validate import check_globals, check_loops, check_servers, resolve_references
+from local_vllm.config.words import comma_separated, grammar_hint, one_line, shown
 from local_vllm.errors import ConfigError, Problem
 
-QUICKSTART = "quickstart.yaml"
-GENERIC = "local_vllm_model.yaml"
-ENV_FILE = "env.yaml"
 COMMAND_LINE = "command line"
 _RESOLVER_FAILED = "KeyError raised while resolving interpolation: "
 
@@ -56,50 +54,27 @@ class Override:
     delete: bool = False
 
 
-@dataclass(slots=True)
-class _Findings:
-    """What has come up so far. `incomplete` is set when a file could not be read: what is absent may stand there."""
-
-    problems: list[Problem] = field(default_factory=list)
-    absent: set[str] = field(default_factory=set)
-    notices: list[str] = field(default_factory=list)
-    incomplete: bool = False
-
-    def add(self, path: str, message: str) -> None:
-        self.problems.append(Problem(path, message))
-
-    def add_absent(self, path: str, message: str) -> None:
-        """A problem that a file which could not be read may well solve."""
-        self.absent.add(path)
-        self.add(path, message)
-
-    def sure(self) -> list[Problem]:
-        """The problems that are there whatever the unread files say."""
-        if not self.incomplete:
-            return self.problems
-        return [p for p in self.problems if p.path not in self.absent and not p.message.startswith(REQUIRED)]
-
-
 def load_run_config(argv: Sequence[str], *, cwd: Path) -> RunConfig:
     """The configuration that `argv` asks for, with files looked up from `cwd`.
 
     Raises ConfigError with every problem found. Needs no weights, no network and no Ray.
     """
-    findings = _Findings()
+    findings = Findings()
     overrides = _parse(argv, findings)
-    env_file, env = _read_env_file(cwd, findings)
-    names, variables = _config_files(overrides, env, findings)
-    files: dict[Path, dict[str, Any]] = {}
-    _gather(names, "config_paths", (cwd,), (), files, findings)
-    sources = files | ({env_file: env} if env_file else {})
-    labelled = {_label(file, cwd): tree for file, tree in sources.items()}
+    given = {override.path[0]: override.value for override in overrides if len(override.path) == 1}
+    env_file, env = read_env_file(cwd, _load, findings)
+    names, variables = chosen_files(given, env, _load, findings)
+    sources = read_files(names, cwd, _load, findings) | ({env_file: env} if env_file else {})
+    labelled = {label(file, cwd): tree for file, tree in sources.items()}
     findings.notices += [*merge_notices(labelled), *spelling_notices(labelled)]
     tree = _merged([variables, *sources.values()])
     tree = _overridden(tree, overrides, findings)
     return _checked(tree, names, tuple(sources), findings)
 
 
-def _checked(tree: DictConfig, names: Sequence[str], files: tuple[Path, ...], findings: _Findings) -> RunConfig:
+def _checked(
+    tree: DictConfig, names: Sequence[str], files: tuple[Path, ...], findings: Findings
+) -> RunConfig:
     resolved = _resolved(tree, findings)
     settings = check_globals({**resolved, "config_paths": names}, findings.problems)
     servers = check_servers(resolved, findings.problems)
@@ -116,15 +91,17 @@ def _checked(tree: DictConfig, names: Sequence[str], files: tuple[Path, ...], fi
 # The command line
 
 
-def _parse(argv: Sequence[str], findings: _Findings) -> list[Override]:
+def _parse(argv: Sequence[str], findings: Findings) -> list[Override]:
     parser = OverridesParser.create()
     overrides = []
     for word in argv:
         try:
             overrides.append(_override(parser, word))
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            findings.add(COMMAND_LINE, f"`{word}` cannot be read ({reason}){grammar_hint(word)}")
+        except ValueError as error:
+            findings.add(COMMAND_LINE, f"`{shown(word)}`: {error}")
+        except (HydraException, OmegaConfBaseException) as error:
+            reason = str(error).splitlines()[0].rstrip(".") if shown(word) == word else "not Hydra's grammar"
+            findings.add(COMMAND_LINE, f"`{shown(word)}` cannot be read ({reason}){grammar_hint(word)}")
     return overrides
 
 
@@ -137,106 +114,16 @@ def _override(parser: OverridesParser, word: str) -> Override:
         return Override(word, path, delete=True)
     value = comma_separated(word) if parsed.is_sweep_override() else parsed.value()
     if value is None and parsed.is_sweep_override():
-        raise ValueError("several values are no list: write [a,b]")
+        raise ValueError("several values without brackets: write [a,b] for a list")
     OmegaConf.create({"value": value})  # fails on a malformed ${...}
     return Override(word, path, value)
 
 
-# Files
-
-
-def _config_files(
-    overrides: list[Override], env: Mapping[str, Any], findings: _Findings
-) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """The config files to read, and the variables that go with that choice."""
-    given = {override.path[0]: override.value for override in overrides if len(override.path) == 1}
-    model = given.get("model")
-    if "config_paths" in given or "config_paths" in env:
-        if model is not None:
-            findings.add("model", "chooses a shipped config, and so does config_paths: give one of the two")
-        return _names(given.get("config_paths", env.get("config_paths")), "config_paths", findings), {}
-    if model is None:
-        return (QUICKSTART,), {}
-    return _files_of_model(str(model), findings)
-
-
-def _files_of_model(model: str, findings: _Findings) -> tuple[tuple[str, ...], dict[str, Any]]:
-    if f"{model}.yaml" in lookup.shipped_names():
-        return (f"{model}.yaml",), {}
-    matches = [name for name in lookup.shipped_names() if _serves(name, model)]
-    if not matches:
-        findings.notices.append(f"no config is shipped for {model}: the generic {GENERIC} serves it")
-        return (GENERIC,), {"policy_model_name": model}
-    chosen = next((name for name in matches if "medium" in name), matches[0])
-    if len(matches) > 1:
-        listed = ", ".join(f"+model={name.removesuffix('.yaml')}" for name in matches)
-        findings.notices.append(f"{model} is served by {chosen}; shipped are {listed}")
-    return (chosen,), {}
-
-
-def _serves(name: str, model: str) -> bool:
-    tree = _load(lookup.shipped_configs() / name)
-    return any(
-        isinstance(settings, Mapping) and settings.get("model") == model
-        for server in tree.values()
-        if is_server(server)
-        for settings in (server.get(MODELS) or {}).values()
-    )
-
-
-def _names(value: Any, path: str, findings: _Findings) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        findings.add(path, f"must be a list of files, such as [a.yaml,b.yaml], not {value!r}")
-        findings.incomplete = True
-        return ()
-    return tuple(name.strip() for name in names if name.strip())
-
-
-def _gather(
-    names: Sequence[str],
-    path: str,
-    folders: tuple[Path, ...],
-    trail: tuple[Path, ...],
-    found: dict[Path, dict[str, Any]],
-    findings: _Findings,
-) -> None:
-    """Reads the files into `found`, each after the ones that it names itself; a file named twice counts once."""
-    for name in names:
-        try:
-            file = lookup.find_file(name, folders)
-            if file in trail:
-                circle = " -> ".join(step.name for step in (*trail[trail.index(file) :], file))
-                findings.add(path, f"the files name each other in a circle: {circle}")
-                continue
-            if file in found:
-                continue
-            tree = _load(file)
-        except (lookup.FileNotFound, ConfigError) as error:
-            findings.incomplete = True
-            findings.problems += error.problems if isinstance(error, ConfigError) else [Problem(path, str(error))]
-            continue
-        nested = f"{file}: config_paths"
-        inner = _names(tree.pop("config_paths", []), nested, findings)
-        _gather(inner, nested, (file.parent, *folders[-1:]), (*trail, file), found, findings)
-        found[file] = tree
-
-
-def _read_env_file(cwd: Path, findings: _Findings) -> tuple[Path | None, dict[str, Any]]:
-    folders = [folder for folder in (cwd, lookup.repository()) if folder]
-    file = next((folder / ENV_FILE for folder in folders if (folder / ENV_FILE).is_file()), None)
-    if file is None:
-        return None, {}
-    try:
-        return file, _load(file)
-    except ConfigError as error:
-        findings.incomplete = True
-        findings.problems += error.problems
-        return None, {}
+# One file
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """One YAML file in canonical spelling. Raises ConfigError with the file, and line and column where it has them."""
+    """One YAML file in canonical spelling. Raises ConfigError with the file, line and column."""
     try:
         content = OmegaConf.load(file)
     except yaml.MarkedYAMLError as error:
@@ -256,13 +143,6 @@ def _where(file: Path, error: Exception) -> str:
     return f"{file}: {key}" if key else str(file)
 
 
-def _label(file: Path, cwd: Path) -> str:
-    for root in (cwd.resolve(), lookup.shipped_configs()):
-        if file.is_relative_to(root):
-            return file.relative_to(root).as_posix()
-    return str(file)
-
-
 # One tree
 
 
@@ -270,7 +150,7 @@ def _merged(trees: Iterable[Mapping[str, Any]]) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge({}, *trees))
 
 
-def _overridden(tree: DictConfig, overrides: Iterable[Override], findings: _Findings) -> DictConfig:
+def _overridden(tree: DictConfig, overrides: Iterable[Override], findings: Findings) -> DictConfig:
     for override in overrides:
         plain = _plain(tree)
         path = canonical_path(full_path((meant_by(override.path[0], plain), *override.path[1:])))
@@ -289,7 +169,7 @@ def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     return value
 
 
-def _delete(path: tuple[str, ...], tree: DictConfig, findings: _Findings) -> None:
+def _delete(path: tuple[str, ...], tree: DictConfig, findings: Findings) -> None:
     node: Any = tree
     for key in path[:-1]:
         node = node.get(key) if isinstance(node, DictConfig) else None
@@ -307,11 +187,13 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 # Interpolations
 
 
-def _resolved(tree: DictConfig, findings: _Findings) -> dict[str, Any]:
-    """The global keys and the servers with every `${...}` replaced; what cannot be, is left out and is a problem."""
+def _resolved(tree: DictConfig, findings: Findings) -> dict[str, Any]:
+    """The global keys and the servers with every `${...}` replaced; what cannot be is left out, a problem."""
     plain = _plain(tree)
     wanted = {
-        key: text for key, text in plain.items() if key in GlobalSettings.model_fields or isinstance(text, dict)
+        key: text
+        for key, text in plain.items()
+        if key in GlobalSettings.model_fields or isinstance(text, dict)
     }
     policy_model = meant_by(POLICY_MODEL, plain)
     if policy_model != POLICY_MODEL:
@@ -325,7 +207,7 @@ class _Resolver:
     """Replaces interpolations one by one, so that all that fail are found and not just the first."""
 
     tree: DictConfig
-    findings: _Findings
+    findings: Findings
 
     def items(self, node: Any, texts: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
         """Key and value of what can be resolved in a mapping or list; `texts` is the same, unresolved."""

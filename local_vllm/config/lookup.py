@@ -1,4 +1,4 @@
-"""Where files named in a configuration are: beside the file that names them, in the working directory, or shipped.
+"""Where files named in a configuration are: beside the file naming them, in the working folder, or shipped.
 
 It knows the paths that documents of NeMo Gym use for files which are shipped here under shorter ones.
 """
@@ -46,7 +46,8 @@ def shipped_names() -> tuple[str, ...]:
 def find_file(name: str, folders: Sequence[Path]) -> Path:
     """The first file called `name` in `folders`, else the shipped one. Raises FileNotFound."""
     given = Path(name).expanduser()
-    places = [given] if given.is_absolute() else [folder / given for folder in folders] + _shipped_places(name)
+    relative = [folder / given for folder in folders] + _shipped_places(name)
+    places = [given] if given.is_absolute() else relative
     places = list(dict.fromkeys(place.resolve() for place in places))
     for place in places:
         if place.is_file():
@@ -66,10 +67,15 @@ def _shipped_places(name: str) -> list[Path]:
 
 def _suggestion(name: str, places: Sequence[Path]) -> str:
     siblings = {str(Path(name).parent / path.name) for place in places for path in _yaml_files(place.parent)}
-    short = next((match.group(match.lastindex) for p, _ in _PUBLISHED if (match := p.fullmatch(name))), name)
-    match = nearest(short, shipped_names(), cutoff=0.7) or nearest(name, siblings, cutoff=0.7)
-    match = match or nearest(Path(name).name, shipped_names())
-    return f"; did you mean {match}?" if match else f"; shipped are {', '.join(shipped_names())}"
+    shipped = shipped_names()
+    meant = nearest(_without_folders(name), shipped, cutoff=0.7) or nearest(name, siblings, cutoff=0.7)
+    meant = meant or nearest(Path(name).name, shipped)
+    return f"; did you mean {meant}?" if meant else f"; shipped are {', '.join(shipped)}"
+
+
+def _without_folders(name: str) -> str:
+    """`Qwen/X.yaml` of `responses_api_models/local_vllm_model/configs/Qwen/X.yaml`."""
+    return re.sub(r"^(responses_api_models|responses_api_agents|resources_servers)/[^/]+/configs/", "", name)
 
 
 def _yaml_files(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""What a model server can be told: one pydantic model for each implementation, and the checks that need the whole of it.
+"""What a model server can be told: a pydantic model for each implementation, and checks beyond types.
 
-The field descriptions are the reference that `ng_run --help` prints. What the settings do is decided elsewhere.
+The field descriptions are the reference that `ng_run --help` prints. Obeying the settings is left to others.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from local_vllm.config.findings import REQUIRED
 from local_vllm.config.vllm_serve_flags import flag_problems, snake_case
 from local_vllm.errors import Problem
 
@@ -49,8 +50,8 @@ def _environment(value: Any) -> Any:
     """Variables as strings: true is 1, false is 0, and null is a variable that is not set."""
     if not isinstance(value, Mapping):
         return value
-    text = {True: "1", False: "0"}
-    return {name: text[item] if isinstance(item, bool) else item for name, item in value.items() if item is not None}
+    given = {name: item for name, item in value.items() if item is not None}
+    return {name: str(int(item)) if isinstance(item, bool) else item for name, item in given.items()}
 
 
 Number = Annotated[int, BeforeValidator(_no_bool)]
@@ -62,9 +63,11 @@ JsonObject = Annotated[dict[str, Any], NullIsEmpty]
 
 
 class Settings(BaseModel):
-    """Frozen, and closed: a key that is not a field is an error. Numbers are taken where text is asked for."""
+    """Frozen, and closed: a key that is not a field is an error. Numbers are taken for text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, protected_namespaces=()
+    )
 
     aliases: ClassVar[Mapping[str, str]] = {}
     not_yet: ClassVar[frozenset[str]] = frozenset()
@@ -91,12 +94,12 @@ def _named(value: Any) -> Any:
 class ModelServerSettings(Settings):
     """What every model server understands."""
 
-    aliases = {"model_name": "model"}
+    aliases: ClassVar = {"model_name": "model"}
 
     entrypoint: str = Field("app.py", description="Accepted from existing configs; nothing is read from it.")
     num_workers: PositiveInt = Field(1, description="HTTP replicas of this server; the engine stays one.")
     extra_body: JsonObject = Field(
-        {}, description="Request fields to add where the caller sent none: min_tokens, repetition_penalty, ..."
+        {}, description="Request fields to add where the caller sent none, such as min_tokens."
     )
     default_headers: Annotated[dict[str, str], NullIsEmpty] = Field(
         {}, repr=False, description="HTTP headers to send to the engine with every request."
@@ -105,7 +108,7 @@ class ModelServerSettings(Settings):
         {}, description="Request fields that beat whatever the caller sent (temperature, top_p, ...)."
     )
     response_store: str | None = Field(
-        None, description="Where answers are kept for previous_response_id: memory, none, or a path of an SQLite file."
+        None, description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
     )
     response_store_max_mib: PositiveInt | None = Field(None, description="Upper bound of the response store.")
 
@@ -113,7 +116,7 @@ class ModelServerSettings(Settings):
 class ChatSettings(ModelServerSettings):
     """How Responses requests become Chat Completions, whoever runs the engine."""
 
-    not_yet = frozenset(
+    not_yet: ClassVar = frozenset(
         {
             "audio_root",
             "is_responses_native",
@@ -128,7 +131,7 @@ class ChatSettings(ModelServerSettings):
 
     return_token_id_information: bool = Field(
         False,
-        description="true for training: prompt_token_ids, generation_token_ids and generation_log_probs on the last item.",
+        description="true for training: token ids and log probabilities on the last item of a turn.",
     )
     uses_reasoning_parser: bool = Field(
         True, description="Make reasoning items of <think> blocks; false leaves the tags in the text."
@@ -149,25 +152,25 @@ class ChatSettings(ModelServerSettings):
         {}, description="Variables of the chat template, such as enable_thinking: false."
     )
     context_overflow: Literal["error", "incomplete"] = Field(
-        "error", description="A prompt longer than the context: error is a 400, incomplete a 200 with that status."
+        "error", description="A prompt longer than the context: error (a 400), or incomplete (a 200)."
     )
     hosted_tools: Literal["drop", "refuse"] = Field(
-        "drop", description="Tools that only OpenAI hosts: drop them and say so in the metadata, or refuse the request."
+        "drop", description="Tools that only OpenAI hosts: drop them, and say so, or refuse the request."
     )
     reasoning_tags: tuple[str, str] | None = Field(
         None, description="Opening and closing tag of reasoning, where they are not <think> and </think>."
     )
     is_responses_native: bool = Field(False, description="Pass requests to the engine's own /v1/responses.")
-    use_completions_api: bool = Field(False, description="For base models: ask /v1/completions with plain text.")
-    render_chat_template: bool | None = Field(None, description="With use_completions_api: apply the chat template.")
-    tokenizer: str | None = Field(None, description="With render_chat_template: where the tokenizer comes from.")
+    use_completions_api: bool = Field(False, description="For base models: ask /v1/completions.")
+    render_chat_template: bool | None = Field(None, description="With it: apply the chat template.")
+    tokenizer: str | None = Field(None, description="For that: where the tokenizer is.")
     audio_root: str | None = Field(None, description="Folder below which metadata.audio_path may point.")
 
 
 class VLLMModelSettings(ChatSettings):
     """vllm_model: in front of engines that somebody else runs."""
 
-    base_url: Urls = Field(description="URL of the engine, ending in /v1; many as a list or separated by commas.")
+    base_url: Urls = Field(description="URL of the engine, ending in /v1; many as a list or with commas.")
     api_key: SecretStr = Field(SecretStr("EMPTY"), description="What the engine was given as --api-key.")
     model: str = Field(description="The model's name, as the engine serves it.")
 
@@ -196,21 +199,21 @@ def _snake_case_keys(value: Any) -> Any:
 class LocalVLLMModelSettings(ChatSettings):
     """local_vllm_model: a vllm_model whose engine is ours. base_url is filled in once the engine is up."""
 
-    model: str = Field(description="A Hugging Face Hub id, or a local directory. /v1/models shows exactly this.")
+    model: str = Field(description="A Hugging Face Hub id, or a local directory; /v1/models shows it.")
     api_key: SecretStr = Field(
         SecretStr("dummy"),
-        description="Required by the engine; dummy is replaced by a generated key where others could reach it.",
+        description="The engine asks for it; dummy becomes a generated key where others could reach it.",
     )
     hf_home: str | None = Field(
         None, description="Cache of weights; default: HF_HOME of the environment, else ~/.cache/huggingface."
     )
-    show_vllm_engine_stats: bool = Field(False, description="Log the engine's throughput and cache use regularly.")
+    show_vllm_engine_stats: bool = Field(False, description="Log the engine's throughput and cache use.")
     debug: bool = Field(False, description="Verbose logs of the engine and its workers.")
     start_timeout_s: Seconds = Field(
         1800.0, description="How long the engine may take to become ready, the weights already on disk."
     )
     vllm_serve_kwargs: Annotated[VLLMServeKwargs, BeforeValidator(_snake_case_keys)] = Field(
-        description="Flags of vllm serve: data_parallel_size, tensor_parallel_size and pipeline_parallel_size at least."
+        description="Flags of vllm serve: the three sizes below, and any other."
     )
     vllm_serve_env_vars: Annotated[dict[str, str], BeforeValidator(_environment)] = Field(
         repr=False, description=f"Environment of vllm serve: {PACK_STRATEGY} (strict, fill or span) at least."
@@ -229,12 +232,13 @@ class LocalVLLMModelSettings(ChatSettings):
 
     def resolved_hf_home(self) -> Path:
         """Where weights are kept, by this process's environment."""
-        return Path(self.hf_home or os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser().absolute()
+        home = self.hf_home or os.environ.get("HF_HOME") or "~/.cache/huggingface"
+        return Path(home).expanduser().absolute()
 
     @classmethod
     def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
         if "base_url" in raw:
-            yield Problem("base_url", "must not be set here; it is filled in once the engine is up (drop the key)")
+            yield Problem("base_url", "must not be set here; it is filled in once the engine is up")
         kwargs = raw.get("vllm_serve_kwargs")
         if isinstance(kwargs, Mapping):
             yield from _below("vllm_serve_kwargs", flag_problems(kwargs))
@@ -249,7 +253,9 @@ def _env_var_problems(env_vars: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(name, f"must not be set here; {remedy}")
     strategy = env_vars.get(PACK_STRATEGY)
     if strategy is None:
-        yield Problem(PACK_STRATEGY, "is required: strict (each copy on one node), fill, or span (a copy over nodes)")
+        yield Problem(
+            PACK_STRATEGY, f"{REQUIRED}: strict (a copy on one node), fill, or span (a copy over nodes)"
+        )
     elif strategy not in PACK_STRATEGIES:
         yield Problem(PACK_STRATEGY, f"must be one of strict, fill and span, not {strategy!r}")
 
@@ -259,29 +265,29 @@ def _below(key: str, problems: Iterator[Problem]) -> Iterator[Problem]:
 
 
 class LocalVLLMModelProxySettings(ChatSettings):
-    """local_vllm_model_proxy: engine and model of a local_vllm_model, under request-time settings of its own."""
+    """local_vllm_model_proxy: the engine of a local_vllm_model under other request-time settings."""
 
-    aliases = {}
+    aliases: ClassVar = {}
 
     model_server: Annotated[ServerReference, BeforeValidator(_named)] = Field(
-        description="The local_vllm_model whose engine answers: {type: responses_api_models, name: X}, or just X."
+        description="The local_vllm_model whose engine answers, by name."
     )
 
 
 class OpenAIModelSettings(ModelServerSettings):
     """openai_model: passes the Responses API through."""
 
-    aliases = {
+    aliases: ClassVar = {
         "openai_base_url": "base_url",
         "openai_api_key": "api_key",
         "openai_model": "model",
         "openai_default_headers": "default_headers",
         "model_name": "model",
     }
-    not_yet = frozenset({"response_store", "response_store_max_mib"})
+    not_yet: ClassVar = frozenset({"response_store", "response_store_max_mib"})
 
     base_url: Urls = Field(
-        ("https://api.openai.com/v1",), description="Where the Responses API is; openai_base_url is the same key."
+        ("https://api.openai.com/v1",), description="Where the API is; openai_base_url is the same key."
     )
     api_key: SecretStr = Field(description="Its key; openai_api_key is the same key.")
     model: str = Field(description="The model to ask for; openai_model is the same key.")

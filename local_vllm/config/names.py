@@ -1,6 +1,6 @@
-"""What the names in a configuration mean: other spellings of keys, the short form of a path, the alias policy_model.
+"""What the names in a configuration mean: other spellings of keys, short paths, the alias policy_model.
 
-Pure functions on plain mappings; a tree is `{server: {kind: {implementation: {key: value}}}, variable: value}`.
+Pure functions on plain mappings. A tree is `{server: {kind: {implementation: settings}}, variable: value}`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_server(value: Any) -> bool:
 
 
 def canonical_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tree with every key in the spelling of the schema (`model_name`, `concurrency`, kebab-case flags)."""
+    """The same tree in the spelling of the schema (not `model_name`, `concurrency` or kebab-case flags)."""
     folded = {key: _canonical_server(value) if is_server(value) else value for key, value in tree.items()}
     # The other spelling stays as well: it may be used as a variable, `${HF_TOKEN}` say.
     known = {target: folded[alias] for alias, target in GlobalSettings.aliases.items() if alias in folded}
@@ -85,7 +85,7 @@ def referenced_names(value: Any) -> Iterator[str]:
 
 
 def unknown_name(path: tuple[str, ...], tree: Mapping[str, Any]) -> str | None:
-    """Why an override of `path` means nothing: it begins with no global key, server or variable, and makes no server."""
+    """Why an override of `path` means nothing, if so: no global key, server or variable begins it."""
     known = {*tree, *referenced_names(tree), *GLOBAL_KEYS}
     candidates = policy_models(tree)
     if path[0] in known:
@@ -117,9 +117,8 @@ def _canonical_settings(kind: str, implementation: str, settings: Any) -> Any:
 
 def _rename(mapping: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
     # A key that is there in both spellings keeps both, and the schema then names the one that is too many.
-    return {
-        key if aliases.get(key, key) in mapping else aliases.get(key, key): value for key, value in mapping.items()
-    }
+    names = {key: aliases.get(key, key) for key in mapping}
+    return {key if names[key] in mapping else names[key]: value for key, value in mapping.items()}
 
 
 def _aliases(kind: str, implementation: str) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The name in `known` that is most like `word`, whatever the case, dashes or underscores; None when none is."""
+    """The name in `known` most like `word`, whatever the case, dashes or underscores; None when none is."""
     folded: dict[str, str] = {}
     for name in known:
         folded.setdefault(_fold(name), name)

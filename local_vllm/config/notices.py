@@ -11,14 +11,15 @@ from local_vllm.config.schema import GLOBAL_KEYS
 
 
 def merge_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A sentence for each server that stands in more than one of the files (label -> tree, in merge order)."""
+    """A sentence for each server that stands in several files (label -> tree, in merge order)."""
     places: dict[str, list[str]] = {}
     for label, tree in sources.items():
         for name in filter(lambda name: is_server(tree[name]), tree):
             places.setdefault(name, []).append(label)
     for server, labels in places.items():
         if len(labels) > 1:
-            yield f"{server} stands in {', '.join(labels[:-1])} and {labels[-1]}: they are merged, the last one wins"
+            listed = f"{', '.join(labels[:-1])} and {labels[-1]}"
+            yield f"{server} stands in {listed}: they are merged, the last one wins"
 
 
 def spelling_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A whole configuration, checked and frozen: the global keys, the servers, and the registry of implementations.
+"""A whole configuration, checked and frozen: the global keys, the servers, the registry of implementations.
 
 How it is put together from files and a command line is compose.py's.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
 
@@ -75,26 +75,30 @@ def implementations() -> dict[str, str]:
 class GlobalSettings(Settings):
     """The global keys, one set for all commands: each reads what concerns it."""
 
-    aliases = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
-    not_yet = frozenset({"dry_run"})
+    aliases: ClassVar = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
+    not_yet: ClassVar = frozenset({"dry_run"})
 
     config_paths: tuple[str, ...] = Field(
-        (), description="Config files, merged from left to right; looked up here, then among the shipped ones."
+        (), description="Config files, merged from left to right; from here, else the shipped ones."
     )
-    model: str | None = Field(None, description="Serve this model by its shipped config, or by the generic one.")
+    model: str | None = Field(None, description="Serve this model by its shipped config, or the generic one.")
     http_host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     http_port: int = Field(11000, ge=1, le=65535, description="Port of the gateway and of every server.")
     ray_address: str | None = Field(
-        None, description="Ray cluster to join; default: RAY_ADDRESS, else a private cluster that ends with the run."
+        None,
+        description="Ray cluster to join; default: RAY_ADDRESS, else a private one that ends with the run.",
     )
     logical_gpus: Number | None = Field(
         None, ge=0, description="GPUs that a private cluster pretends to have, on a machine without any."
     )
     dry_run: bool = Field(False, description="Draw the placement plan and stop.")
     cluster: str | dict[str, Any] | None = Field(
-        None, description="With dry_run: a cluster described by hand, such as 4x8 (nodes x GPUs), or a YAML of nodes."
+        None,
+        description="With dry_run: a cluster described by hand, as 4x8 (nodes x GPUs) or a YAML of nodes.",
     )
-    hf_token: SecretStr | None = Field(None, description="Token of the Hugging Face Hub; best kept in env.yaml.")
+    hf_token: SecretStr | None = Field(
+        None, description="Token of the Hugging Face Hub; keep it in env.yaml."
+    )
     agent_name: str | None = Field(None, description="Agent (or model) server to drive.")
     input_jsonl_fpath: str | None = Field(None, description="Rows to roll out.")
     output_jsonl_fpath: str | None = Field(None, description="Where finished rollouts go, one line each.")
@@ -125,7 +129,7 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """Everything a run was told. `servers` are in config order, `files` in merge order (env.yaml is the last).
+    """Everything a run was told. `servers` are in config order, `files` in merge order (env.yaml last).
 
     `notices` are sentences for the user: nothing is wrong, but something is worth knowing.
     """

@@ -1,4 +1,4 @@
-"""Checks a resolved configuration tree against the schema, and reports everything that is wrong with it together.
+"""Checks a resolved configuration tree against the schema, and reports all that is wrong with it together.
 
 Where the tree came from, and what could not be resolved in it, is compose.py's.
 """
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
+from local_vllm.config.findings import REQUIRED
 from local_vllm.config.names import POLICY_MODEL, PROXY, is_server, meant_by, policy_models
 from local_vllm.config.nearest import did_you_mean, nearest
 from local_vllm.config.schema import (
@@ -26,9 +27,6 @@ from local_vllm.config.schema import (
     implementations,
 )
 from local_vllm.errors import Problem
-
-# How the message begins when nothing was given at all.
-REQUIRED = "is required"
 
 _PLAIN_WORDS = {
     "bool_parsing": "must be true or false",
@@ -71,7 +69,7 @@ def check_servers(tree: Mapping[str, Any], problems: list[Problem]) -> tuple[Ser
 def resolve_references(
     servers: tuple[ServerConfig, ...], tree: Mapping[str, Any], problems: list[Problem]
 ) -> tuple[ServerConfig, ...]:
-    """The servers with policy_model replaced by what it stands for; references that lead nowhere are appended."""
+    """The servers with policy_model replaced by what it means; references that lead nowhere are appended."""
     return tuple(_resolved(server, tree, problems) for server in servers)
 
 
@@ -82,7 +80,7 @@ def check_loops(servers: tuple[ServerConfig, ...], settings: GlobalSettings, pro
         if isinstance(server.settings, VLLMModelSettings):
             for url in server.settings.base_url:
                 if urlsplit(url).hostname in own and _port(url) == settings.http_port:
-                    message = f"{url} is this run's own gateway (http_port={settings.http_port}), not an engine"
+                    message = f"{url} is this run's own gateway, not an engine"
                     problems.append(Problem(f"{_path(server)}.base_url", message))
 
 
@@ -90,13 +88,14 @@ def _servers(name: str, value: Mapping[str, Any], problems: list[Problem]) -> It
     parts = _parts(name, value, problems)
     if len(parts) > 1:
         listed = " and ".join(implementation for _, implementation, _ in parts)
-        problems.append(Problem(name, f"has {len(parts)} implementations, {listed}; a server has one: keep one"))
+        problems.append(Problem(name, f"has {len(parts)} implementations, {listed}: keep one"))
         return
     for kind, implementation, raw in parts:
         known = REGISTRY[kind].get(implementation)
         path = f"{name}.{kind}.{implementation}"
         if known is None:
-            problems.append(Problem(path, f"unknown implementation{did_you_mean(implementation, REGISTRY[kind])}"))
+            hint = did_you_mean(implementation, REGISTRY[kind])
+            problems.append(Problem(path, f"unknown implementation{hint}"))
         elif not isinstance(raw, Mapping):
             problems.append(Problem(path, f"must be a mapping of settings, not {raw!r}"))
         elif (settings := _check(known, raw, path, problems)) is not None:
@@ -189,9 +188,10 @@ def _is_secret(field: Any) -> bool:
 def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     for part in location:
         field = model.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        inner = field.annotation if field else None
+        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
             break
-        model = field.annotation
+        model = inner
     return model
 
 

@@ -1,6 +1,6 @@
 """What `vllm serve` accepts: checks a `vllm_serve_kwargs` mapping and turns it into words of a command line.
 
-The list of flags is checked in (scripts/update-vllm-flags writes it from vLLM's own help), so that a typo is found
+The list is checked in (scripts/update-vllm-flags writes it from vLLM's own help), so that a typo is found
 without importing vLLM. Which values make sense together is left to vLLM.
 """
 
@@ -88,7 +88,7 @@ def flag_problems(serve_kwargs: Mapping[str, Any]) -> Iterator[Problem]:
 def to_argv(serve_kwargs: Mapping[str, Any]) -> list[str]:
     """The words of `vllm serve` for checked flags, in their order.
 
-    true is `--flag`; false is `--no-flag` where vLLM has that, and nothing otherwise; null is nothing; a mapping is
+    true is `--flag`; false is `--no-flag` where vLLM has that, else nothing; null is nothing; a mapping is
     JSON; a list is what the flag wants: words, JSON, the flag repeated, or one comma-separated word.
     """
     words: list[str] = []

@@ -1,4 +1,4 @@
-"""Text of command-line words: what is mended before Hydra reads one, and what to write instead of one it cannot read."""
+"""Command-line words as text: what is mended before Hydra reads one, and what to write instead of a bad one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ def one_line(word: str) -> str:
 
 
 def comma_separated(word: str) -> str | None:
-    """The text after `=` where it is a list of URLs or files without brackets, which Hydra takes for a sweep."""
+    """The text after `=` of a list of URLs or files without brackets, which Hydra takes for a sweep."""
     key, _, text = word.partition("=")
     return text if "://" in text or key.lstrip("+") == "config_paths" else None
+
+
+def shown(word: str) -> str:
+    """The word as it may stand in a message: without its value where that is likely a secret."""
+    key, equals, _ = word.partition("=")
+    secret = re.search(r"api_?key|token|secret|password", key, re.IGNORECASE)
+    return f"{key}=..." if equals and secret else word
 
 
 def grammar_hint(word: str) -> str:
@@ -29,5 +36,5 @@ def grammar_hint(word: str) -> str:
     if equals and value.startswith("{") and '"' in value:
         return "; keys inside {} stand without quotes: {mode:1}"
     if equals and not value.startswith(("[", "{")):
-        return f"; quote the value: '{key}=\"{value}\"'"
+        return f"; quote the value: '{key}=\"...\"'"
     return "; write key=value, +key=value, ++key=value or ~key"
