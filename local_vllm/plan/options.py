@@ -36,10 +36,11 @@ class Shape(NamedTuple):
 
 
 class Option(NamedTuple):
-    """The master is one node of the first share. `local` is the data_parallel_size_local that makes it so."""
+    """`local` is the data_parallel_size_local that makes it so. Unless any node will do, the master is of the first share."""
 
     shares: tuple[Share, ...]
     local: int | None
+    any_master: bool = False
 
 
 def shape_of(topology: Topology) -> Shape:
@@ -90,7 +91,7 @@ def _room(kind: Kind, shape: Shape) -> int:
 def _even(stock: Stock, shape: Shape, local: int) -> Iterator[Option]:
     fit = tuple(item for item in stock if _room(item[0], shape) >= local and item[0].cpus >= local)
     for drawn in draws(fit, shape.ranks // local):
-        yield Option(tuple(_share(kind, count, local, shape) for kind, count in drawn), local)
+        yield Option(tuple(_share(kind, count, local, shape) for kind, count in drawn), local, any_master=True)
 
 
 def _uneven(stock: Stock, shape: Shape, local: int) -> Iterator[Option]:
@@ -186,4 +187,4 @@ def _span_alike(stock: Stock, shape: Shape, gpus: int) -> Iterator[Option]:
         if first.cpus >= 1:
             for drawn in draws(_without(alike, first), shape.gpus // gpus - 1):
                 others = (Share(kind, count, gpus, cpus) for kind, count in drawn)
-                yield Option((Share(first, 1, gpus, 1), *others), None)
+                yield Option((Share(first, 1, gpus, 1), *others), None, any_master=cpus == 1)

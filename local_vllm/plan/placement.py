@@ -8,18 +8,20 @@ from __future__ import annotations
 import bisect
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from local_vllm.errors import PlacementError
 from local_vllm.plan import refusal
 from local_vllm.plan.cluster import Cluster, Node
 from local_vllm.plan.options import Option, shape_of
-from local_vllm.plan.search import Found, Step, search
+from local_vllm.plan.search import NoRoom, Step, search
 from local_vllm.plan.stock import Kind, stock_of
 from local_vllm.plan.topology import PackStrategy, Topology
 
 TRIES = 20_000
 """How many ways to place a server the search may look at before it gives up, and says so."""
+_TRIES_TO_EXPLAIN = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,44 @@ def plan_placements(
     Raises PlacementError: one sentence that says what was asked, what is free and what would fit instead.
     """
     nodes = usable_nodes(cluster)
-    stock, kinds = stock_of(nodes)
     refusal.check_each(nodes, topologies)
-    outcome = search(stock, map(shape_of, topologies), tries)
-    if not isinstance(outcome, Found):
-        raise PlacementError(refusal.reason(nodes, topologies, outcome))
-    return _on_nodes(nodes, kinds, topologies, outcome.steps)
+    outcome = _place(nodes, topologies, tries)
+    if not isinstance(outcome, NoRoom):
+        return outcome
+    notes = []
+    if not outcome.complete:
+        notes.append(f"the search ended after {outcome.tries:,} tries, so a plan may exist")
+    if len(nodes) < len(cluster.nodes):
+        notes.append(f"{len(cluster.nodes) - len(nodes)} nodes that share an address are left out")
+    raise PlacementError(refusal.reason(nodes, topologies, partial(_left_after, nodes), notes))
 
 
 def usable_nodes(cluster: Cluster) -> tuple[Node, ...]:
     """The nodes a plan may use, by address. vLLM cannot tell nodes apart that share one, so those are left out."""
     uses = Counter(node.address for node in cluster.nodes)
     return tuple(node for node in cluster.by_address() if uses[node.address] == 1)
+
+
+def _place(nodes: Sequence[Node], topologies: Sequence[Topology], tries: int) -> tuple[Placement, ...] | NoRoom:
+    stock, kinds = stock_of(nodes)
+    outcome = search(stock, map(shape_of, topologies), tries)
+    return outcome if isinstance(outcome, NoRoom) else _on_nodes(nodes, kinds, topologies, outcome.steps)
+
+
+def _left_after(nodes: Sequence[Node], topologies: Sequence[Topology]) -> tuple[Node, ...] | None:
+    """The nodes with what these servers leave, or None when they do not fit. A shorter search than for a real plan."""
+    outcome = _place(nodes, topologies, _TRIES_TO_EXPLAIN)
+    if isinstance(outcome, NoRoom):
+        return None
+    gpus: Counter[str] = Counter()
+    cpus: Counter[str] = Counter()
+    for placement in outcome:
+        gpus.update(placement.gpus_by_node)
+        cpus.update(rank.slots[0].node_id for rank in placement.ranks)
+    return tuple(
+        replace(node, gpus_free=node.gpus_free - gpus[node.node_id], cpus_free=node.cpus_free - cpus[node.node_id])
+        for node in nodes
+    )
 
 
 def _on_nodes(
@@ -118,8 +146,7 @@ def _pick(shelves: dict[Kind, list[int]], option: Option) -> list[tuple[int, int
         del shelf[: share.nodes]
     for kind, node in returned:
         bisect.insort(shelves[kind], node)
-    alike = len({(share.gpus, share.cpus) for share in option.shares}) == 1
-    return sorted(picked) if alike else [picked[0], *sorted(picked[1:])]
+    return sorted(picked) if option.any_master else [picked[0], *sorted(picked[1:])]
 
 
 def _placement(

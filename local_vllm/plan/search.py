@@ -54,10 +54,17 @@ _LARGEST_FIRST_TRIES = 1_000
 def search(stock: Stock, shapes: Iterable[Shape], tries: int) -> Found | NoRoom:
     """Room for every shape, or the word that there is none."""
     remaining = tuple(sorted(Counter(shapes).items(), key=_largest_first))
-    outcome = _walk(_Position(0, remaining, stock), _largest_first_moves, min(tries, _LARGEST_FIRST_TRIES))
-    if isinstance(outcome, Found) or tries <= _LARGEST_FIRST_TRIES or outcome.tries == 0:
+    start = _Position(_UNEVEN, remaining, stock)
+    if not remaining:
+        return Found(())
+    if _hopeless(start):
+        return NoRoom(complete=True, tries=0)
+    outcome = _walk(start, _largest_first_moves, min(tries, _LARGEST_FIRST_TRIES))
+    if isinstance(outcome, Found):
         return outcome
-    return _walk(_Position(_UNEVEN, remaining, stock), _complete_moves, tries)
+    if tries <= _LARGEST_FIRST_TRIES:
+        return NoRoom(complete=False, tries=tries)
+    return _walk(start, _complete_moves, tries)
 
 
 def _largest_first(item: tuple[Shape, int]) -> tuple[int, ...]:
@@ -68,12 +75,8 @@ def _largest_first(item: tuple[Shape, int]) -> tuple[int, ...]:
 
 def _walk(start: _Position, moves: Callable[[_Position], Iterator[_Move | None]], tries: int) -> Found | NoRoom:
     """Depth first, never twice over the same ground."""
-    if _hopeless(start):
-        return NoRoom(complete=True, tries=0)
     path: list[Step | None] = []
     stack, seen, tried = [moves(start)], {_ground(start)}, 0
-    if not start.remaining:
-        return Found(())
     while stack:
         for move in stack[-1]:
             tried += 1

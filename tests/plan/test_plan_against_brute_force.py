@@ -1,0 +1,137 @@
+"""The planner against brute force: every choice of master, nodes and flags, for every order in which vLLM may go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, permutations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from local_vllm.errors import PlacementError
+from local_vllm.plan.cluster import Cluster, Node
+from local_vllm.plan.placement import Placement, plan_placements
+from local_vllm.plan.topology import PackStrategy, Topology
+from local_vllm.plan.vllm_placement import Placed, Told, settled, told
+
+
+def node(index: int, gpus: int, cpus: int) -> Node:
+    return Node(f"n{index}", f"10.0.0.{index + 1}", 8, gpus, 8, cpus)
+
+
+def orders(nodes: Sequence[Node], flags: Told) -> Iterator[Sequence[Node]]:
+    """Every order of the nodes that count; those that are not allowed vLLM never looks at."""
+    kept = [n for n in nodes if n.address in flags.allowed_addresses]
+    return permutations(kept)
+
+
+def left_after(nodes: Sequence[Node], outcomes: Sequence[Placed]) -> tuple[Node, ...]:
+    """What surely remains: a CPU that some order takes is gone."""
+    cpus: Counter[str] = Counter()
+    for outcome in outcomes:
+        cpus |= Counter(outcome.cpus_by_node)
+    gpus = outcomes[0].gpus_by_node
+    return tuple(
+        replace(n, gpus_free=n.gpus_free - gpus.get(n.node_id, 0), cpus_free=n.cpus_free - cpus[n.node_id])
+        for n in nodes
+    )
+
+
+def every_telling(nodes: Sequence[Node], topology: Topology) -> Iterator[Told]:
+    wish = topology.data_parallel_size_local
+    sizes = range(1, topology.data_parallel_size + 1) if wish is None else (wish,)
+    locals_ = (None,) if topology.strategy is PackStrategy.SPAN else sizes
+    addresses = [n.address for n in nodes]
+    for count in range(1, len(addresses) + 1):
+        for allowed in combinations(addresses, count):
+            for master in allowed:
+                for local in locals_:
+                    yield Told(
+                        topology.strategy, topology.world_size, topology.data_parallel_size, local, master, allowed
+                    )
+
+
+def span_without_need(nodes: Sequence[Node], topologies: Sequence[Topology]) -> bool:
+    most = max(n.gpus_free for n in nodes)
+    return any(t.strategy is PackStrategy.SPAN and t.world_size <= most for t in topologies)
+
+
+def exists(nodes: tuple[Node, ...], topologies: tuple[Topology, ...], seen: dict) -> bool:
+    """Whether vLLM can be told so that all of them come up, in some order of launches."""
+    if not topologies:
+        return True
+    alike = tuple(sorted((n.gpus_free, n.cpus_free) for n in nodes)), topologies
+    if alike not in seen:
+        seen[alike] = any(
+            exists(left_after(nodes, outcomes), topologies[:first] + topologies[first + 1 :], seen)
+            for first in range(len(topologies))
+            for flags in every_telling(nodes, topologies[first])
+            if (outcomes := settled(orders(nodes, flags), flags))
+        )
+    return seen[alike]
+
+
+def replay(nodes: tuple[Node, ...], placements: Sequence[Placement]) -> tuple[Node, ...]:
+    """Launches the plan on the model, in launch order, in every order of the nodes."""
+    for placement in sorted(placements, key=lambda p: p.launch_order):
+        outcomes = settled(orders(nodes, told(placement)), told(placement))
+        assert outcomes, f"vLLM does not settle on {placement}"
+        assert outcomes[0].gpus_by_node == placement.gpus_by_node
+        nodes = left_after(nodes, outcomes)
+    return nodes
+
+
+GPUS, CPUS = st.integers(0, 4), st.sampled_from([0, 1, 2, 8, 8, 8])
+some_nodes = st.lists(st.tuples(GPUS, CPUS), min_size=1, max_size=4).map(
+    lambda sizes: tuple(node(i, gpus, cpus) for i, (gpus, cpus) in enumerate(sizes))
+)
+
+
+@st.composite
+def nodes_and_servers(draw: st.DrawFn) -> tuple[tuple[Node, ...], tuple[Topology, ...]]:
+    """Servers that together ask for hardly more GPUs than there are, so that the packing is what decides."""
+    nodes = draw(some_nodes)
+    free, servers = sum(n.gpus_free for n in nodes), []
+    for index in range(draw(st.integers(1, 3))):
+        strategy = draw(st.sampled_from(list(PackStrategy)))
+        sizes = [2, 4, 6, 8] if strategy is PackStrategy.SPAN else [1, 2, 3, 4]
+        size = draw(st.sampled_from([s for s in sizes if s <= free] or sizes[:1]))
+        ranks = draw(st.integers(1, max(1, min(5, free // size))))
+        local = draw(st.none() | st.none() | st.integers(1, ranks))
+        servers.append(Topology(f"s{index}", ranks, size, 1, strategy, local))
+        free -= ranks * size
+    return nodes, tuple(servers)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(nodes_and_servers())
+def test_a_plan_is_found_exactly_when_vllm_can_realise_one(case):
+    nodes, servers = case
+    possible = not span_without_need(nodes, servers) and exists(nodes, servers, {})
+    try:
+        placements = plan_placements(Cluster(nodes), servers)
+    except PlacementError:
+        assert not possible
+    else:
+        assert possible
+        replay(nodes, placements)
+
+
+@settings(max_examples=300, deadline=None)
+@given(nodes_and_servers())
+def test_no_gpu_is_given_twice_and_every_rank_is_whole(case):
+    nodes, servers = case
+    try:
+        placements = plan_placements(Cluster(nodes), servers)
+    except PlacementError:
+        return
+    taken: Counter[str] = Counter()
+    for placement in placements:
+        taken.update(placement.gpus_by_node)
+        for rank in placement.ranks:
+            assert sum(slot.gpus for slot in rank.slots) == placement.topology.world_size
+            assert (len(rank.slots) > 1) == (placement.topology.strategy is PackStrategy.SPAN)
+    assert all(taken[n.node_id] <= n.gpus_free for n in nodes)
+    assert sorted(p.launch_order for p in placements) == list(range(len(placements)))
