@@ -36,7 +36,13 @@ from local_vllm.config.names import (
 from local_vllm.config.nearest import did_you_mean, nearest
 from local_vllm.config.notices import merge_notices, spelling_notices
 from local_vllm.config.schema import GLOBAL_KEYS, GlobalSettings, RunConfig
-from local_vllm.config.validate import check_globals, check_loops, check_servers, resolve_references
+from local_vllm.config.validate import (
+    check_globals,
+    check_loops,
+    check_references,
+    check_servers,
+    with_references,
+)
 from local_vllm.config.words import comma_separated, grammar_hint, one_line, shown
 from local_vllm.errors import ConfigError, Problem
 
@@ -79,13 +85,13 @@ def _checked(
     settings = check_globals({**resolved, "config_paths": names}, findings.problems)
     servers = check_servers(resolved, findings.problems)
     if not findings.incomplete:
-        servers = resolve_references(servers, resolved, findings.problems)
+        check_references(resolved, findings.problems)
     if settings:
         check_loops(servers, settings, findings.problems)
     problems = findings.sure()
     if problems or settings is None:
         raise ConfigError(problems)
-    return RunConfig(settings, servers, tuple(findings.notices), files)
+    return RunConfig(settings, with_references(servers, resolved), tuple(findings.notices), files)
 
 
 # The command line
@@ -232,12 +238,15 @@ class _Resolver:
         """Why a value could not be resolved, and what to write where."""
         if isinstance(error, MissingMandatoryValue):
             return "must be filled: it is ??? in the config file"
-        names = [name for name in interpolations(text) if ":" not in name and self.leads_nowhere(name)]
-        if not names or not isinstance(error, InterpolationKeyError | InterpolationToMissingValueError):
+        unfilled = isinstance(error, InterpolationToMissingValueError)
+        names = [name for name in interpolations(text) if ":" not in name]
+        if isinstance(error, InterpolationKeyError):
+            names = [name for name in names if self.leads_nowhere(name)]
+        if not names or not (unfilled or isinstance(error, InterpolationKeyError)):
             return f"`{text}` cannot be resolved: {str(error).splitlines()[0].removeprefix(_RESOLVER_FAILED)}"
         name = names[0]
-        missing = "is ???" if isinstance(error, InterpolationToMissingValueError) else "leads nowhere"
-        match = nearest(name, self.variables()) if "." not in name else None
+        missing = "is ???" if unfilled else "leads nowhere"
+        match = None if unfilled or "." in name else nearest(name, self.variables())
         hint = f"; did you mean `${{{match}}}`?" if match else ""
         return f"`${{{name}}}` {missing}: set {name} in env.yaml, or on the command line as +{name}=...{hint}"
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from local_vllm.config.nearest import did_you_mean
+from local_vllm.config.nearest import did_you_mean, nearest
 from local_vllm.config.schema import GLOBAL_KEYS, KINDS, MODELS, REGISTRY, GlobalSettings, implementations
 from local_vllm.config.vllm_serve_flags import snake_case
 
@@ -92,7 +92,7 @@ def unknown_name(path: tuple[str, ...], tree: Mapping[str, Any]) -> str | None:
         return None
     if path[0] == POLICY_MODEL and len(candidates) > 1:
         return f"could be any of {', '.join(candidates)}: name one"
-    if len(path) > 3 and path[1] in KINDS:
+    if len(path) > 3 and path[1] in KINDS and not nearest(path[0], known, cutoff=0.8):
         return None
     return f"unknown key{did_you_mean(path[0], known)}"
 

@@ -6,6 +6,7 @@ Where the tree came from, and what could not be resolved in it, is compose.py's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -66,11 +67,17 @@ def check_servers(tree: Mapping[str, Any], problems: list[Problem]) -> tuple[Ser
     )
 
 
-def resolve_references(
-    servers: tuple[ServerConfig, ...], tree: Mapping[str, Any], problems: list[Problem]
-) -> tuple[ServerConfig, ...]:
-    """The servers with policy_model replaced by what it means; references that lead nowhere are appended."""
-    return tuple(_resolved(server, tree, problems) for server in servers)
+def check_references(tree: Mapping[str, Any], problems: list[Problem]) -> None:
+    """Appends every reference to a server that is not there, or is not of the kind that is asked for."""
+    for name, kind, implementation, raw in _all_settings(tree):
+        for key, reference in _references(REGISTRY[kind].get(implementation), raw):
+            if message := _reference_problem(name, implementation, reference, tree):
+                problems.append(Problem(f"{name}.{kind}.{implementation}.{key}.name", message))
+
+
+def with_references(servers: tuple[ServerConfig, ...], tree: Mapping[str, Any]) -> tuple[ServerConfig, ...]:
+    """The servers with policy_model, where they refer to it, replaced by the server it stands for."""
+    return tuple(_with_references(server, tree) for server in servers)
 
 
 def check_loops(servers: tuple[ServerConfig, ...], settings: GlobalSettings, problems: list[Problem]) -> None:
@@ -81,7 +88,8 @@ def check_loops(servers: tuple[ServerConfig, ...], settings: GlobalSettings, pro
             for url in server.settings.base_url:
                 if urlsplit(url).hostname in own and _port(url) == settings.http_port:
                     message = f"{url} is this run's own gateway, not an engine"
-                    problems.append(Problem(f"{_path(server)}.base_url", message))
+                    path = f"{server.name}.{server.kind}.{server.implementation}.base_url"
+                    problems.append(Problem(path, message))
 
 
 def _servers(name: str, value: Mapping[str, Any], problems: list[Problem]) -> Iterator[ServerConfig]:
@@ -195,29 +203,48 @@ def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     return model
 
 
-def _resolved(server: ServerConfig, tree: Mapping[str, Any], problems: list[Problem]) -> ServerConfig:
-    changed: dict[str, ServerReference] = {}
-    for key, reference in server.settings:
-        if isinstance(reference, ServerReference):
-            name = meant_by(reference.name, tree)
-            if message := _reference_problem(server, reference, name, tree):
-                problems.append(Problem(f"{_path(server)}.{key}.name", message))
-            changed[key] = reference.model_copy(update={"name": name})
-    settings = server.settings.model_copy(update=changed) if changed else server.settings
-    return ServerConfig(server.name, server.kind, server.implementation, settings)
+def _all_settings(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    for name, server in tree.items():
+        for kind in KINDS if is_server(server) else ():
+            inside = server.get(kind)
+            for implementation, raw in inside.items() if isinstance(inside, Mapping) else ():
+                if isinstance(raw, Mapping):
+                    yield name, kind, implementation, raw
+
+
+def _references(
+    model: type[Settings] | None, raw: Mapping[str, Any]
+) -> Iterator[tuple[str, ServerReference]]:
+    for key, field in model.model_fields.items() if model else ():
+        if field.annotation is ServerReference:
+            given = {"name": raw[key]} if isinstance(raw.get(key), str) else raw.get(key)
+            try:
+                yield key, ServerReference.model_validate(given)
+            except ValidationError:
+                continue  # reported with the other keys
+
+
+def _with_references(server: ServerConfig, tree: Mapping[str, Any]) -> ServerConfig:
+    changed = {
+        key: reference.model_copy(update={"name": meant_by(reference.name, tree)})
+        for key, reference in server.settings
+        if isinstance(reference, ServerReference)
+    }
+    return replace(server, settings=server.settings.model_copy(update=changed))
 
 
 def _reference_problem(
-    server: ServerConfig, reference: ServerReference, name: str, tree: Mapping[str, Any]
+    server: str, implementation: str, reference: ServerReference, tree: Mapping[str, Any]
 ) -> str | None:
-    servers = [key for key, value in tree.items() if is_server(value) and key != server.name]
+    name = meant_by(reference.name, tree)
+    servers = [key for key, value in tree.items() if is_server(value) and key != server]
     if name not in servers:
         if name == POLICY_MODEL:
             return _no_policy_model(tree)
         return f"there is no server `{name}`{did_you_mean(name, servers)}"
     if reference.type not in tree[name]:
         return f"`{name}` is one of {', '.join(tree[name])}, not of {reference.type}"
-    if server.implementation == PROXY and "local_vllm_model" not in tree[name][MODELS]:
+    if implementation == PROXY and "local_vllm_model" not in tree[name][MODELS]:
         return f"`{name}` is no local_vllm_model: a proxy shares the engine of one"
     return None
 
@@ -227,10 +254,6 @@ def _no_policy_model(tree: Mapping[str, Any]) -> str:
     if not candidates:
         return "there is no model server: add a model's config to config_paths"
     return f"`{POLICY_MODEL}` could be any of {', '.join(candidates)}: name one"
-
-
-def _path(server: ServerConfig) -> str:
-    return f"{server.name}.{server.kind}.{server.implementation}"
 
 
 def _port(url: str) -> int | None:

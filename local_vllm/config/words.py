@@ -1,4 +1,4 @@
-"""Command-line words as text: what is mended before Hydra reads one, and what to write instead of a bad one."""
+"""Command-line words as text: what is mended before Hydra reads one, what to write instead of a bad one."""
 
 from __future__ import annotations
 

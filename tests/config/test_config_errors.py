@@ -1,0 +1,269 @@
+"""What wrong command lines and config files are answered with: the exact lines, all of them at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from local_vllm.config import lookup
+
+PATH = "policy_model.responses_api_models.local_vllm_model"
+FLAGS = f"{PATH}.vllm_serve_kwargs"
+ENGINE = "policy_model.local_vllm_model.vllm_serve_kwargs"
+
+WORDS = {
+    "+http_prt=3": "http_prt: unknown key; did you mean `http_port`?",
+    "+polcy_model.responses_api_models.local_vllm_model.debug=true": (
+        "polcy_model.responses_api_models.local_vllm_model.debug: unknown key; did you mean `policy_model`?"
+    ),
+    "+http_port=x": "http_port: must be a whole number, not 'x'",
+    "+http_port=0": "http_port: must be at least 1, not 0",
+    "+dry_run=true": "dry_run: is not supported by this version yet; leave it out",
+    "+polcy_model.local_vllm_model.debug=true": "polcy_model.local_vllm_model.debug: unknown key; did you mean `policy_model`?",
+    "+policy_model.local_vllm_modl.debug=true": "policy_model.local_vllm_modl: unknown key; did you mean `local_vllm_model`?",
+    "+policy_model.num_workers=2": "policy_model.num_workers: unknown key; did you mean `policy_model.local_vllm_model.num_workers`?",
+    "+policy_model.vllm_model.model=x": "policy_model: has 2 implementations, local_vllm_model and vllm_model: keep one",
+    "+policy_model.local_vllm_model.num_wrkers=2": f"{PATH}.num_wrkers: unknown key; did you mean `num_workers`?",
+    "+policy_model.local_vllm_model.num_workers=true": f"{PATH}.num_workers: must be a number, not true",
+    "+policy_model.local_vllm_model.debug=often": f"{PATH}.debug: must be true or false, not 'often'",
+    "+policy_model.local_vllm_model.context_overflow=cut": f"{PATH}.context_overflow: must be 'error' or 'incomplete', not 'cut'",
+    "+policy_model.local_vllm_model.base_url=http://a/v1": f"{PATH}.base_url: must not be set here; it is filled in once the engine is up",
+    "+policy_model.local_vllm_model.is_responses_native=true": f"{PATH}.is_responses_native: is not supported by this version yet; leave it out",
+    "+policy_model.local_vllm_model.model=${x.y}": f"{PATH}.model: `${{x.y}}` leads nowhere: set x.y in env.yaml, or on the command line as +x.y=...",
+    "~policy_model.local_vllm_model.modl": f"{PATH}.modl: is not there to be removed; did you mean `model`?",
+    f"~{FLAGS}.tensor_parallel_size": f"{FLAGS}.tensor_parallel_size: is required: GPUs that share each layer of a copy (TP).",
+    f"+{FLAGS}.tensor_parallel_size=0": f"{FLAGS}.tensor_parallel_size: must be at least 1, not 0",
+    f"+{FLAGS}.data_parallel_size=two": f"{FLAGS}.data_parallel_size: must be a whole number, not 'two'",
+    f"~{PATH}.vllm_serve_kwargs": f"{FLAGS}: is required: Flags of vllm serve: the three sizes below, and any other.",
+    f"+{ENGINE}.max_modl_len=1": f"{FLAGS}.max_modl_len: vLLM 0.32.0 has no flag --max-modl-len; did you mean `max_model_len`?",
+    f"+{ENGINE}.model=x": f"{FLAGS}.model: must not be set here; write it as `model` of the server, one level up",
+    f"+{ENGINE}.host=x": f"{FLAGS}.host: must not be set here; the engine's own launch sets it to 0.0.0.0",
+    f"+{ENGINE}.port=1": f"{FLAGS}.port: must not be set here; the engine's own launch sets it to a free port of the node it runs on",
+    f"+{ENGINE}.api-key=1": f"{FLAGS}.api_key: must not be set here; write it as `api_key` of the server, one level up",
+    f"+{ENGINE}.download_dir=x": f"{FLAGS}.download_dir: must not be set here; it follows from `hf_home` of the server: set that",
+    f"+{ENGINE}.data_parallel_backend=mp": f"{FLAGS}.data_parallel_backend: must not be set here; the engine's own launch sets it to ray",
+    f"+{ENGINE}.distributed_executor_backend=mp": f"{FLAGS}.distributed_executor_backend: must not be set here; the engine's own launch sets it to ray",
+    f"+{ENGINE}.enforce_eager=7": f"{FLAGS}.enforce_eager: is a switch: true or false, not 7",
+    f"+{ENGINE}.max_model_len=true": f"{FLAGS}.max_model_len: takes a value, not true",
+    f"~{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY": f"{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY: is required: strict (a copy on one node), fill, or span (a copy over nodes)",
+    f"+{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY=loose": f"{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY: must be one of strict, fill and span, not 'loose'",
+    f"+{PATH}.vllm_serve_env_vars.VLLM_API_KEY=x": f"{PATH}.vllm_serve_env_vars.VLLM_API_KEY: must not be set here; write it as `api_key` of the server, one level up",
+    "+config_paths=1": "config_paths: must be a list of files, such as [a.yaml,b.yaml], not 1",
+    "a b": "command line: `a b` cannot be read (token recognition error at: ' '); write key=value, +key=value, ++key=value or ~key",
+    "--http-port=3": "command line: `--http-port=3` cannot be read (token recognition error at: '-'); write +http_port=3",
+    "a.yaml": "command line: `a.yaml` cannot be read (missing EQUAL at '<EOF>'); write +config_paths=[a.yaml]",
+    "+limit=1,2": "command line: `+limit=1,2`: several values without brackets: write [a,b] for a list",
+    "+hf_home=~/x": "command line: `+hf_home=~/x` cannot be read (token recognition error at: '~'); quote the value: '+hf_home=\"...\"'",
+    "+hf_token=~sk-1": "command line: `+hf_token=...` cannot be read (not Hydra's grammar); quote the value: '+hf_token=\"...\"'",
+    "a@b=3": "command line: `a@b=3`: `@` chooses a package of a Hydra config group, and there are none here",
+}
+
+
+@pytest.mark.parametrize(("word", "line"), WORDS.items(), ids=WORDS)
+def test_a_wrong_word_is_answered_with_one_line(problems, word, line):
+    assert problems(word) == [line]
+
+
+FILES = {
+    "unknown key": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m, apikey: x}}}",
+        ["m.responses_api_models.vllm_model.apikey: unknown key; did you mean `api_key`?"],
+    ),
+    "both spellings": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m, model_name: x}}}",
+        ["m.responses_api_models.vllm_model.model_name: unknown key; did you mean `model`?"],
+    ),
+    "missing": (
+        "m: {responses_api_models: {vllm_model: {}}}",
+        [
+            "m.responses_api_models.vllm_model.base_url: is required: URL of the engine, ending in /v1; many as a list or with commas.",
+            "m.responses_api_models.vllm_model.model: is required: The model's name, as the engine serves it.",
+        ],
+    ),
+    "dangling": (
+        "my_url: http://a/v1\nm:\n  responses_api_models:\n    vllm_model:\n      base_url: ${my_ulr}\n      model: ???",
+        [
+            "m.responses_api_models.vllm_model.base_url: `${my_ulr}` leads nowhere: set my_ulr in env.yaml, or on the command line as +my_ulr=...; did you mean `${my_url}`?",
+            "m.responses_api_models.vllm_model.model: must be filled: it is ??? in the config file",
+        ],
+    ),
+    "to a gap": (
+        "name: ???\nm: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: '${name}'}}}",
+        [
+            "m.responses_api_models.vllm_model.model: `${name}` is ???: set name in env.yaml, or on the command line as +name=..."
+        ],
+    ),
+    "in a circle": (
+        "a: ${b}\nb: ${a}\nm: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: '${a}'}}}",
+        [
+            "m.responses_api_models.vllm_model.model: `${a}` cannot be resolved: Recursive interpolation detected"
+        ],
+    ),
+    "environment": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: '${oc.env:NOT_SET_ANYWHERE}'}}}",
+        [
+            "m.responses_api_models.vllm_model.model: `${oc.env:NOT_SET_ANYWHERE}` cannot be resolved: \"Environment variable 'NOT_SET_ANYWHERE' not found\""
+        ],
+    ),
+    "no server": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m}}}\n"
+        "p: {responses_api_models: {local_vllm_model_proxy: {model_server: {type: responses_api_models, name: n}}}}",
+        [
+            "p.responses_api_models.local_vllm_model_proxy.model_server.name: there is no server `n`; known here: m"
+        ],
+    ),
+    "no engine of ours": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m}}}\n"
+        "p: {responses_api_models: {local_vllm_model_proxy: {model_server: m}}}",
+        [
+            "p.responses_api_models.local_vllm_model_proxy.model_server.name: `m` is no local_vllm_model: a proxy shares the engine of one"
+        ],
+    ),
+    "proxy with a model": (
+        "p: {responses_api_models: {local_vllm_model_proxy: {model_server: policy_model, model: m}}}",
+        [
+            "p.responses_api_models.local_vllm_model_proxy.model: unknown key",
+            "p.responses_api_models.local_vllm_model_proxy.model_server.name: there is no model server: add a model's config to config_paths",
+        ],
+    ),
+    "unknown kind": (
+        "m: {responses_api_model: {vllm_model: {}}}",
+        [
+            "m: is neither a server nor a global key: did you mean `responses_api_models` where it says `responses_api_model`?"
+        ],
+    ),
+    "unknown implementation": (
+        "m: {responses_api_models: {vlm_model: {}}}",
+        ["m.responses_api_models.vlm_model: unknown implementation; did you mean `vllm_model`?"],
+    ),
+    "our own gateway": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://localhost:11000/v1', model: m}}}",
+        [
+            "m.responses_api_models.vllm_model.base_url: http://localhost:11000/v1 is this run's own gateway, not an engine"
+        ],
+    ),
+    "not a url": (
+        "m: {responses_api_models: {vllm_model: {base_url: [a:80, 'http://a/v1'], model: m}}}",
+        [
+            "m.responses_api_models.vllm_model.base_url: must be a URL that begins with http:// or https://, not 'a:80'"
+        ],
+    ),
+    "secret of a wrong type": (
+        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m, api_key: [sk-1]}}}",
+        ["m.responses_api_models.vllm_model.api_key: must be text"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "lines"), FILES.values(), ids=FILES)
+def test_a_wrong_file_is_answered_with_all_that_is_wrong(problems, write, text, lines):
+    write("a.yaml", text)
+
+    assert problems("+config_paths=[a.yaml]") == lines
+
+
+def test_malformed_yaml_is_told_with_file_line_and_column(problems, write):
+    file = write("a.yaml", "a:\n  b: [1,\nc: 2\n")
+
+    assert problems("+config_paths=[a.yaml]") == [
+        f"{file}:4:1: is not YAML: expected ',' or ']', but got '<stream end>'"
+    ]
+
+
+def test_a_key_that_stands_twice_is_told_with_its_line(problems, write):
+    file = write("a.yaml", "a: 1\nb: 2\na: 3\n")
+
+    assert problems("+config_paths=[a.yaml]") == [f"{file}:3:1: is not YAML: found duplicate key a"]
+
+
+def test_a_config_that_is_not_found_is_told_with_every_place_and_the_nearest_name(problems, tmp_path):
+    name = "responses_api_models/local_vllm_model/configs/Qwen/Qwen3-4b-x.yaml"
+    shipped = lookup.shipped_configs()
+
+    (line,) = problems(f"+config_paths=[{name}]")
+
+    assert line.startswith(f"config_paths: `{name}` was not found; looked at {tmp_path / name}, ")
+    assert str(shipped / "Qwen/Qwen3-4b-x.yaml") in line
+    assert line.endswith("; did you mean Qwen/Qwen3-4B.yaml?")
+
+
+def test_a_nested_config_that_is_not_found_is_told_with_the_file_that_names_it(problems, write):
+    file = write("sub/a.yaml", "config_paths: [nope.yaml]")
+
+    (line,) = problems("+config_paths=[sub/a.yaml]")
+
+    assert line.startswith(
+        f"{file}: config_paths: `nope.yaml` was not found; looked at {file.parent / 'nope.yaml'}, "
+    )
+
+
+def test_files_that_name_each_other_are_told_as_a_circle(problems, write):
+    write("a.yaml", "config_paths: [b.yaml]")
+    file = write("b.yaml", "config_paths: [a.yaml]")
+
+    assert problems("+config_paths=[a.yaml]") == [
+        f"{file}: config_paths: the files name each other in a circle: a.yaml -> b.yaml -> a.yaml"
+    ]
+
+
+def test_what_a_missing_file_may_explain_is_not_reported(problems, write):
+    write("a.yaml", "m:\n  responses_api_models:\n    vllm_model:\n      model: ${x}\n      num_workers: 0\n")
+
+    lines = problems("+config_paths=[a.yaml,nope.yaml]", "+y=1", "+z")
+
+    assert [line.split(":")[0] for line in lines] == [
+        "command line",
+        "config_paths",
+        "m.responses_api_models.vllm_model.num_workers",
+    ]
+
+
+def test_a_model_and_config_paths_together_are_one_too_many(problems):
+    assert problems("+model=Qwen/Qwen3-4B", "+config_paths=[quickstart.yaml]") == [
+        "model: chooses a shipped config, and so does config_paths: give one of the two"
+    ]
+
+
+def test_policy_model_is_ambiguous_with_two_models(problems):
+    assert problems(
+        "+config_paths=[Qwen/Qwen3-4B.yaml,Qwen/Qwen3.5-27B.yaml]",
+        "+policy_model.local_vllm_model.debug=true",
+    ) == ["policy_model.local_vllm_model.debug: could be any of Qwen3-4B, Qwen3_5-27B: name one"]
+
+
+def test_everything_that_is_wrong_is_told_at_once(problems):
+    lines = problems(
+        "+http_prt=1",
+        "+limit=none",
+        f"+{ENGINE}.port=1",
+        f"+{ENGINE}.tensor_paralel_size=2",
+        "+policy_model.local_vllm_model.num_wrkers=3",
+        "a b",
+    )
+
+    assert len(lines) == 6
+
+
+def test_a_typo_is_told_within_three_seconds_without_the_heavy_imports(write, tmp_path):
+    program = (
+        "import sys, pathlib\n"
+        "from local_vllm.config.compose import load_run_config\n"
+        "from local_vllm.errors import ConfigError\n"
+        "try:\n"
+        "    load_run_config(['+http_prt=1'], cwd=pathlib.Path.cwd())\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+        "print([name for name in ('ray', 'vllm', 'torch', 'transformers') if name in sys.modules])\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=os.environ
+    )
+    took_s = time.monotonic() - started
+
+    assert done.stdout.splitlines() == ["http_prt: unknown key; did you mean `http_port`?", "[]"], done.stderr
+    assert took_s < 3
