@@ -93,7 +93,7 @@ class Converter:
         toolbox = read_tools(request.tools, request.tool_choice, hosted=self._settings.hosted_tools)
         fields = self._decide(metadata_fields(request.metadata), caller_fields(request, toolbox))
         wants_token_ids = self._add_token_fields(fields)
-        messages = to_messages(request.instructions, request.input or "", developer_role=self._developer_role)
+        messages = to_messages(request.instructions, request.input, developer_role=self._developer_role)
         chat = {"model": model, "messages": messages, **fields}
         if request.stream:
             chat |= _STREAM_FIELDS

@@ -16,7 +16,7 @@ from local_vllm.protocol.items import (
     GrowingRefusal,
     OutputItem,
 )
-from local_vllm.protocol.reasoning import ThinkSplitter
+from local_vllm.protocol.reasoning import Segment, ThinkSplitter
 
 _PREFIXES: dict[type[Growing], str] = {
     GrowingMessage: "msg",
@@ -69,13 +69,13 @@ class Fold:
         self._open: Growing | None = None
         self._open_call = -1  # chat's index of the call that is open
         self._calls = 0
-        self._blank = ""
+        self._blank: tuple[type[Growing], str] = (GrowingMessage, "")
 
     def add(self, delta: Delta) -> list[Step]:
         """Take in one delta: its reasoning, then its text, then its calls."""
         steps: list[Step] = []
         if reasoning := delta.reasoning or delta.reasoning_content:
-            self._splitter = None  # the engine's parser has split the text already
+            self._stop_splitting(steps)  # the engine's parser does it
             self._say(GrowingReasoning, reasoning, steps)
         if delta.content:
             self._speak(delta.content, steps)
@@ -88,19 +88,28 @@ class Fold:
     def finish(self, *, cut_off: bool) -> list[Step]:
         """End the answer. The last item of an answer that was `cut_off` is incomplete."""
         steps: list[Step] = []
-        for is_reasoning, text in self._splitter.rest() if self._splitter else ():
-            self._say(GrowingReasoning if is_reasoning else GrowingMessage, text, steps)
-        if self._open is None:
-            self._begin(GrowingMessage, self._blank, steps)
+        self._stop_splitting(steps)
+        if self._open is None and not self.items:
+            self._begin(GrowingMessage, "", steps)
         self._close(steps, "incomplete" if cut_off else "completed")
         return steps
 
     def _speak(self, text: str, steps: list[Step]) -> None:
         if self._splitter is None:
             self._say(GrowingMessage, text, steps)
-            return
-        for is_reasoning, segment in self._splitter.feed(text):
-            self._say(GrowingReasoning if is_reasoning else GrowingMessage, segment, steps)
+        else:
+            self._say_segments(self._splitter.feed(text), steps)
+
+    def _stop_splitting(self, steps: list[Step]) -> None:
+        splitter, self._splitter = self._splitter, None
+        if splitter is not None:
+            self._say_segments(splitter.rest(), steps)
+
+    def _say_segments(self, segments: list[Segment], steps: list[Step]) -> None:
+        for is_reasoning, text in segments:
+            if not is_reasoning and type(self._open) is GrowingReasoning:
+                self._close(steps)  # another block is another item
+            self._say(GrowingReasoning if is_reasoning else GrowingMessage, text, steps)
 
     def _say(self, kind: type[Growing], text: str, steps: list[Step]) -> None:
         if not text:
@@ -108,15 +117,18 @@ class Fold:
         if type(self._open) is kind:
             self._grow(text, steps)
         elif text.isspace():
-            self._blank += text
+            self._blank = (kind, self._blank_of(kind) + text)
         else:
-            self._begin(kind, self._blank + text, steps)
+            self._begin(kind, text, steps)
 
     def _begin(self, kind: type[Growing], text: str, steps: list[Step]) -> None:
         self._close(steps)
         self._opened(kind(self._new_id(kind)), steps)
-        self._blank = ""
-        self._grow(text, steps)
+        self._grow(self._blank_of(kind) + text, steps)
+        self._blank = (kind, "")
+
+    def _blank_of(self, kind: type[Growing]) -> str:
+        return self._blank[1] if self._blank[0] is kind else ""
 
     def _call(self, call: ToolCallDelta, index: int, steps: list[Step]) -> None:
         if index != self._open_call or not isinstance(self._open, GrowingFunctionCall):

@@ -80,9 +80,9 @@ class Growing:
 
     __slots__ = ("id", "pieces")
 
-    def __init__(self, id: str, text: str = "") -> None:
+    def __init__(self, id: str) -> None:
         self.id = id
-        self.pieces = [text]
+        self.pieces: list[str] = []
 
     @property
     def text(self) -> str:

@@ -24,9 +24,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 def to_messages(
-    instructions: str | None, given: str | list[InputItem], *, developer_role: str = "developer"
+    instructions: str | None, given: str | list[InputItem] | None, *, developer_role: str = "developer"
 ) -> list[ChatMessage]:
     """The chat messages of a request. Raises RequestError naming the item at fault."""
+    if given is None:
+        raise _missing_field("input")
     if isinstance(given, str):
         messages = [ChatMessage("user", given)]
     else:

@@ -67,7 +67,7 @@ def _is_null(value: Any) -> bool:
 
 
 def _effort(reasoning: Any) -> Fields:
-    fields = _decode_object(reasoning)
+    fields = decode_part(_decode_object, reasoning, "reasoning")
     return {"reasoning_effort": fields["effort"]} if "effort" in fields else {}
 
 

@@ -32,10 +32,6 @@ _vllm_fields = attrgetter(*PASSED_THROUGH)
 
 def check(request: OpenAIFields) -> None:
     """Refuse what is well-formed and cannot be done. Raises RequestError."""
-    if request.input is None:
-        raise RequestError(
-            "Missing required parameter: 'input'.", param="input", code="missing_required_parameter"
-        )
     if request.background:
         raise RequestError(
             "Background responses are not supported.", param="background", code="unsupported_value"

@@ -15,6 +15,12 @@ from local_vllm.protocol.errors import one_of
 from local_vllm.protocol.request import decode_part
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+_HOSTED = frozenset(
+    """web_search web_search_2025_08_26 web_search_preview web_search_preview_2025_03_11 file_search computer
+    computer_use computer_use_preview code_interpreter image_generation mcp local_shell shell apply_patch tool_search
+    namespace programmatic_tool_calling""".split()
+)
+_OWN = ("function", "custom")
 _MODES = ("none", "auto", "required")
 _CUSTOM_INPUT = Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],"additionalProperties":false}'
@@ -102,9 +108,10 @@ def _echo(tools: Any, functions: list[ChatTool | None]) -> Raw | list[Raw]:
 
 def _chat_tool(tool: Tool, position: int) -> ChatTool | None:
     """None for a tool that only OpenAI hosts."""
-    if tool.type not in ("function", "custom"):
-        return None
     path = f"tools[{position}]"
+    if tool.type not in _OWN:
+        _check_hosted(tool.type, f"{path}.type")
+        return None
     if tool.name is None:
         raise RequestError(
             f"Missing required parameter: '{path}.name'.", param=f"{path}.name", code="missing_required_parameter"
@@ -185,14 +192,15 @@ def _allowed(choice: ToolChoice, tools: tuple[ChatTool, ...]) -> tuple[tuple[Cha
     named = [
         _named(each, tools, f"tool_choice.tools[{position}]")
         for position, each in enumerate(choice.tools or ())
-        if each.type in ("function", "custom")
+        if each.type in _OWN
     ]
     usable = tuple([tool for tool in tools if tool.function.name in named])
     return usable, _mode(choice.mode or "auto", usable)
 
 
 def _named(choice: ToolChoice, tools: tuple[ChatTool, ...], path: str) -> str:
-    if choice.type not in ("function", "custom"):
+    if choice.type not in _OWN:
+        _check_hosted(choice.type, f"{path}.type")
         raise _hosted(choice.type, path)
     if choice.name is None:
         raise RequestError(
@@ -203,6 +211,11 @@ def _named(choice: ToolChoice, tools: tuple[ChatTool, ...], path: str) -> str:
             f"Tool choice '{choice.name}' not found in 'tools'.", param=path, code="invalid_value"
         )
     return choice.name
+
+
+def _check_hosted(kind: str, param: str) -> None:
+    if kind not in _HOSTED:
+        raise one_of(kind, (*_OWN, *sorted(_HOSTED)), param)
 
 
 def _hosted(kind: str, param: str) -> RequestError:
