@@ -76,7 +76,7 @@ class GlobalSettings(Settings):
     """The global keys, one set for all commands: each reads what concerns it."""
 
     aliases: ClassVar = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
-    not_yet: ClassVar = frozenset({"dry_run"})
+    not_yet: ClassVar = frozenset({"cluster", "dry_run"})
 
     config_paths: tuple[str, ...] = Field(
         (), description="Config files, merged from left to right; from here, else the shipped ones."

@@ -22,43 +22,104 @@ WORDS = {
     ),
     "+http_port=x": "http_port: must be a whole number, not 'x'",
     "+http_port=0": "http_port: must be at least 1, not 0",
+    "+cluster=4x8": "cluster: is not supported by this version yet; leave it out",
     "+dry_run=true": "dry_run: is not supported by this version yet; leave it out",
-    "+polcy_model.local_vllm_model.debug=true": "polcy_model.local_vllm_model.debug: unknown key; did you mean `policy_model`?",
-    "+policy_model.local_vllm_modl.debug=true": "policy_model.local_vllm_modl: unknown key; did you mean `local_vllm_model`?",
-    "+policy_model.num_workers=2": "policy_model.num_workers: unknown key; did you mean `policy_model.local_vllm_model.num_workers`?",
-    "+policy_model.vllm_model.model=x": "policy_model: has 2 implementations, local_vllm_model and vllm_model: keep one",
-    "+policy_model.local_vllm_model.num_wrkers=2": f"{PATH}.num_wrkers: unknown key; did you mean `num_workers`?",
+    "+polcy_model.local_vllm_model.debug=true": (
+        "polcy_model.local_vllm_model.debug: unknown key; did you mean `policy_model`?"
+    ),
+    "+policy_model.local_vllm_modl.debug=true": (
+        "policy_model.local_vllm_modl: unknown key; did you mean `local_vllm_model`?"
+    ),
+    "+policy_model.num_workers=2": (
+        "policy_model.num_workers: unknown key; did you mean `policy_model.local_vllm_model.num_workers`?"
+    ),
+    "+policy_model.vllm_model.model=x": (
+        "policy_model: has 2 implementations, local_vllm_model and vllm_model: keep one"
+    ),
+    "+policy_model.local_vllm_model.num_wrkers=2": (
+        f"{PATH}.num_wrkers: unknown key; did you mean `num_workers`?"
+    ),
     "+policy_model.local_vllm_model.num_workers=true": f"{PATH}.num_workers: must be a number, not true",
     "+policy_model.local_vllm_model.debug=often": f"{PATH}.debug: must be true or false, not 'often'",
-    "+policy_model.local_vllm_model.context_overflow=cut": f"{PATH}.context_overflow: must be 'error' or 'incomplete', not 'cut'",
-    "+policy_model.local_vllm_model.base_url=http://a/v1": f"{PATH}.base_url: must not be set here; it is filled in once the engine is up",
-    "+policy_model.local_vllm_model.is_responses_native=true": f"{PATH}.is_responses_native: is not supported by this version yet; leave it out",
-    "+policy_model.local_vllm_model.model=${x.y}": f"{PATH}.model: `${{x.y}}` leads nowhere: set x.y in env.yaml, or on the command line as +x.y=...",
+    "+policy_model.local_vllm_model.context_overflow=cut": (
+        f"{PATH}.context_overflow: must be 'error' or 'incomplete', not 'cut'"
+    ),
+    "+policy_model.local_vllm_model.base_url=http://a/v1": (
+        f"{PATH}.base_url: must not be set here; it is filled in once the engine is up"
+    ),
+    "+policy_model.local_vllm_model.is_responses_native=true": (
+        f"{PATH}.is_responses_native: is not supported by this version yet; leave it out"
+    ),
+    "+policy_model.local_vllm_model.model=${x.y}": (
+        f"{PATH}.model: `${{x.y}}` leads nowhere: set x.y in env.yaml, or on the command line as +x.y=..."
+    ),
     "~policy_model.local_vllm_model.modl": f"{PATH}.modl: is not there to be removed; did you mean `model`?",
-    f"~{FLAGS}.tensor_parallel_size": f"{FLAGS}.tensor_parallel_size: is required: GPUs that share each layer of a copy (TP).",
+    f"~{FLAGS}.tensor_parallel_size": (
+        f"{FLAGS}.tensor_parallel_size: is required: GPUs that share each layer of a copy (TP)."
+    ),
     f"+{FLAGS}.tensor_parallel_size=0": f"{FLAGS}.tensor_parallel_size: must be at least 1, not 0",
     f"+{FLAGS}.data_parallel_size=two": f"{FLAGS}.data_parallel_size: must be a whole number, not 'two'",
-    f"~{PATH}.vllm_serve_kwargs": f"{FLAGS}: is required: Flags of vllm serve: the three sizes below, and any other.",
-    f"+{ENGINE}.max_modl_len=1": f"{FLAGS}.max_modl_len: vLLM 0.32.0 has no flag --max-modl-len; did you mean `max_model_len`?",
-    f"+{ENGINE}.model=x": f"{FLAGS}.model: must not be set here; write it as `model` of the server, one level up",
+    f"~{PATH}.vllm_serve_kwargs": (
+        f"{FLAGS}: is required: Flags of vllm serve: the three sizes below, and any other."
+    ),
+    f"+{ENGINE}.max_modl_len=1": (
+        f"{FLAGS}.max_modl_len: vLLM 0.32.0 has no flag --max-modl-len; did you mean `max_model_len`?"
+    ),
+    f"+{ENGINE}.model=x": (
+        f"{FLAGS}.model: must not be set here; write it as `model` of the server, one level up"
+    ),
     f"+{ENGINE}.host=x": f"{FLAGS}.host: must not be set here; the engine's own launch sets it to 0.0.0.0",
-    f"+{ENGINE}.port=1": f"{FLAGS}.port: must not be set here; the engine's own launch sets it to a free port of the node it runs on",
-    f"+{ENGINE}.api-key=1": f"{FLAGS}.api_key: must not be set here; write it as `api_key` of the server, one level up",
-    f"+{ENGINE}.download_dir=x": f"{FLAGS}.download_dir: must not be set here; it follows from `hf_home` of the server: set that",
-    f"+{ENGINE}.data_parallel_backend=mp": f"{FLAGS}.data_parallel_backend: must not be set here; the engine's own launch sets it to ray",
-    f"+{ENGINE}.distributed_executor_backend=mp": f"{FLAGS}.distributed_executor_backend: must not be set here; the engine's own launch sets it to ray",
+    f"+{ENGINE}.port=1": (
+        f"{FLAGS}.port: "
+        f"must not be set here; the engine's own launch sets it to a free port of the node it runs on"
+    ),
+    f"+{ENGINE}.api-key=1": (
+        f"{FLAGS}.api_key: must not be set here; write it as `api_key` of the server, one level up"
+    ),
+    f"+{ENGINE}.download_dir=x": (
+        f"{FLAGS}.download_dir: must not be set here; it follows from `hf_home` of the server: set that"
+    ),
+    f"+{ENGINE}.data_parallel_backend=mp": (
+        f"{FLAGS}.data_parallel_backend: must not be set here; the engine's own launch sets it to ray"
+    ),
+    f"+{ENGINE}.distributed_executor_backend=mp": (
+        f"{FLAGS}.distributed_executor_backend: must not be set here; the engine's own launch sets it to ray"
+    ),
     f"+{ENGINE}.enforce_eager=7": f"{FLAGS}.enforce_eager: is a switch: true or false, not 7",
     f"+{ENGINE}.max_model_len=true": f"{FLAGS}.max_model_len: takes a value, not true",
-    f"~{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY": f"{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY: is required: strict (a copy on one node), fill, or span (a copy over nodes)",
-    f"+{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY=loose": f"{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY: must be one of strict, fill and span, not 'loose'",
-    f"+{PATH}.vllm_serve_env_vars.VLLM_API_KEY=x": f"{PATH}.vllm_serve_env_vars.VLLM_API_KEY: must not be set here; write it as `api_key` of the server, one level up",
+    f"~{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY: "
+        f"is required: strict (a copy on one node), fill, or span (a copy over nodes)"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY=loose": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY: "
+        f"must be one of strict, fill and span, not 'loose'"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_API_KEY=x": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_API_KEY: "
+        f"must not be set here; write it as `api_key` of the server, one level up"
+    ),
     "+config_paths=1": "config_paths: must be a list of files, such as [a.yaml,b.yaml], not 1",
-    "a b": "command line: `a b` cannot be read (token recognition error at: ' '); write key=value, +key=value, ++key=value or ~key",
-    "--http-port=3": "command line: `--http-port=3` cannot be read (token recognition error at: '-'); write +http_port=3",
-    "a.yaml": "command line: `a.yaml` cannot be read (missing EQUAL at '<EOF>'); write +config_paths=[a.yaml]",
+    "a b": (
+        "command line: "
+        "`a b` cannot be read (token recognition error at: "
+        "' '); write key=value, +key=value, ++key=value or ~key"
+    ),
+    "--http-port=3": (
+        "command line: `--http-port=3` cannot be read (token recognition error at: '-'); write +http_port=3"
+    ),
+    "a.yaml": (
+        "command line: `a.yaml` cannot be read (missing EQUAL at '<EOF>'); write +config_paths=[a.yaml]"
+    ),
     "+limit=1,2": "command line: `+limit=1,2`: several values without brackets: write [a,b] for a list",
-    "+hf_home=~/x": "command line: `+hf_home=~/x` cannot be read (token recognition error at: '~'); quote the value: '+hf_home=\"...\"'",
-    "+hf_token=~sk-1": "command line: `+hf_token=...` cannot be read (not Hydra's grammar); quote the value: '+hf_token=\"...\"'",
+    "+hf_home=~/x": (
+        "command line: "
+        "`+hf_home=~/x` cannot be read (token recognition error at: '~'); quote the value: '+hf_home=\"...\"'"
+    ),
+    "+hf_token=~sk-1": (
+        "command line: "
+        "`+hf_token=...` cannot be read (not Hydra's grammar); quote the value: '+hf_token=\"...\"'"
+    ),
     "a@b=3": "command line: `a@b=3`: `@` chooses a package of a Hydra config group, and there are none here",
 }
 
@@ -80,60 +141,103 @@ FILES = {
     "missing": (
         "m: {responses_api_models: {vllm_model: {}}}",
         [
-            "m.responses_api_models.vllm_model.base_url: is required: URL of the engine, ending in /v1; many as a list or with commas.",
-            "m.responses_api_models.vllm_model.model: is required: The model's name, as the engine serves it.",
+            (
+                "m.responses_api_models.vllm_model.base_url: "
+                "is required: URL of the engine, ending in /v1; many as a list or with commas."
+            ),
+            (
+                "m.responses_api_models.vllm_model.model: "
+                "is required: The model's name, as the engine serves it."
+            ),
         ],
     ),
     "dangling": (
-        "my_url: http://a/v1\nm:\n  responses_api_models:\n    vllm_model:\n      base_url: ${my_ulr}\n      model: ???",
+        (
+            "my_url: "
+            "http://a/v1\nm:\n  responses_api_models:\n    vllm_model:\n      base_url: "
+            "${my_ulr}\n      model: ???"
+        ),
         [
-            "m.responses_api_models.vllm_model.base_url: `${my_ulr}` leads nowhere: set my_ulr in env.yaml, or on the command line as +my_ulr=...; did you mean `${my_url}`?",
+            (
+                "m.responses_api_models.vllm_model.base_url: "
+                "`${my_ulr}` leads nowhere: "
+                "set my_ulr in env.yaml, or on the command line as +my_ulr=...; did you mean `${my_url}`?"
+            ),
             "m.responses_api_models.vllm_model.model: must be filled: it is ??? in the config file",
         ],
     ),
     "to a gap": (
         "name: ???\nm: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: '${name}'}}}",
         [
-            "m.responses_api_models.vllm_model.model: `${name}` is ???: set name in env.yaml, or on the command line as +name=..."
+            (
+                "m.responses_api_models.vllm_model.model: "
+                "`${name}` is ???: set name in env.yaml, or on the command line as +name=..."
+            )
         ],
     ),
     "in a circle": (
         "a: ${b}\nb: ${a}\nm: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: '${a}'}}}",
         [
-            "m.responses_api_models.vllm_model.model: `${a}` cannot be resolved: Recursive interpolation detected"
+            (
+                "m.responses_api_models.vllm_model.model: "
+                "`${a}` cannot be resolved: Recursive interpolation detected"
+            )
         ],
     ),
     "environment": (
-        "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: '${oc.env:NOT_SET_ANYWHERE}'}}}",
+        (
+            "m: "
+            "{responses_api_models: "
+            "{vllm_model: {base_url: 'http://a/v1', model: '${oc.env:NOT_SET_ANYWHERE}'}}}"
+        ),
         [
-            "m.responses_api_models.vllm_model.model: `${oc.env:NOT_SET_ANYWHERE}` cannot be resolved: \"Environment variable 'NOT_SET_ANYWHERE' not found\""
+            (
+                "m.responses_api_models.vllm_model.model: "
+                "`${oc.env:NOT_SET_ANYWHERE}` cannot be resolved: "
+                "\"Environment variable 'NOT_SET_ANYWHERE' not found\""
+            )
         ],
     ),
     "no server": (
         "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m}}}\n"
-        "p: {responses_api_models: {local_vllm_model_proxy: {model_server: {type: responses_api_models, name: n}}}}",
+        "p: "
+        "{responses_api_models: "
+        "{local_vllm_model_proxy: {model_server: {type: responses_api_models, name: n}}}}",
         [
-            "p.responses_api_models.local_vllm_model_proxy.model_server.name: there is no server `n`; known here: m"
+            (
+                "p.responses_api_models.local_vllm_model_proxy.model_server.name: "
+                "there is no server `n`; known here: m"
+            )
         ],
     ),
     "no engine of ours": (
         "m: {responses_api_models: {vllm_model: {base_url: 'http://a/v1', model: m}}}\n"
         "p: {responses_api_models: {local_vllm_model_proxy: {model_server: m}}}",
         [
-            "p.responses_api_models.local_vllm_model_proxy.model_server.name: `m` is no local_vllm_model: a proxy shares the engine of one"
+            (
+                "p.responses_api_models.local_vllm_model_proxy.model_server.name: "
+                "`m` is no local_vllm_model: a proxy shares the engine of one"
+            )
         ],
     ),
     "proxy with a model": (
         "p: {responses_api_models: {local_vllm_model_proxy: {model_server: policy_model, model: m}}}",
         [
             "p.responses_api_models.local_vllm_model_proxy.model: unknown key",
-            "p.responses_api_models.local_vllm_model_proxy.model_server.name: there is no model server: add a model's config to config_paths",
+            (
+                "p.responses_api_models.local_vllm_model_proxy.model_server.name: "
+                "there is no model server: add a model's config to config_paths"
+            ),
         ],
     ),
     "unknown kind": (
         "m: {responses_api_model: {vllm_model: {}}}",
         [
-            "m: is neither a server nor a global key: did you mean `responses_api_models` where it says `responses_api_model`?"
+            (
+                "m: "
+                "is neither a server nor a global key: "
+                "did you mean `responses_api_models` where it says `responses_api_model`?"
+            )
         ],
     ),
     "unknown implementation": (
@@ -143,13 +247,19 @@ FILES = {
     "our own gateway": (
         "m: {responses_api_models: {vllm_model: {base_url: 'http://localhost:11000/v1', model: m}}}",
         [
-            "m.responses_api_models.vllm_model.base_url: http://localhost:11000/v1 is this run's own gateway, not an engine"
+            (
+                "m.responses_api_models.vllm_model.base_url: "
+                "http://localhost:11000/v1 is this run's own gateway, not an engine"
+            )
         ],
     ),
     "not a url": (
         "m: {responses_api_models: {vllm_model: {base_url: [a:80, 'http://a/v1'], model: m}}}",
         [
-            "m.responses_api_models.vllm_model.base_url: must be a URL that begins with http:// or https://, not 'a:80'"
+            (
+                "m.responses_api_models.vllm_model.base_url: "
+                "must be a URL that begins with http:// or https://, not 'a:80'"
+            )
         ],
     ),
     "secret of a wrong type": (
