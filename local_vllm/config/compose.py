@@ -54,7 +54,6 @@ _RESOLVER_FAILED = "KeyError raised while resolving interpolation: "
 class Override:
     """One word of the command line, understood."""
 
-    word: str
     path: tuple[str, ...]
     value: Any = None
     delete: bool = False
@@ -117,12 +116,12 @@ def _override(parser: OverridesParser, word: str) -> Override:
         raise ValueError("`@` chooses a package of a Hydra config group, and there are none here")
     path = tuple(parsed.key_or_group.split("."))
     if parsed.is_delete():
-        return Override(word, path, delete=True)
+        return Override(path, delete=True)
     value = comma_separated(word) if parsed.is_sweep_override() else parsed.value()
     if value is None and parsed.is_sweep_override():
         raise ValueError("several values without brackets: write [a,b] for a list")
     OmegaConf.create({"value": value})  # fails on a malformed ${...}
-    return Override(word, path, value)
+    return Override(path, value)
 
 
 # One file
