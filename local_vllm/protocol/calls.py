@@ -40,8 +40,8 @@ class Answer(Struct, frozen=True):
     """What goes back to the client.
 
     `needs_tokenize`: the engine left out the prompt's token ids; POST `tokenize_body(call)` to /tokenize and
-    convert again with what it says. `token_problem` tells why token ids are not in the answer though they were
-    asked for; it is worth a warning.
+    convert again with what it says. `token_problem` tells why token ids are not in the answer though they
+    were asked for; it is worth a warning.
     """
 
     status: int

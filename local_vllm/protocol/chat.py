@@ -1,5 +1,6 @@
-"""The Chat Completions side as types: the messages that are sent to the engine, and the answers that it gives.
-Token arrays of an answer stay raw bytes; an answer's fields that nobody reads are skipped without being decoded.
+"""The Chat Completions side as types: the messages that are sent to the engine, and the answers that it
+gives. Token arrays of an answer stay raw bytes; an answer's fields that nobody reads are skipped without
+being decoded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ToolCall(Struct, frozen=True, gc=False):
     type: str = "function"
 
 
-class ChatMessage(Struct):
+class ChatMessage(Struct, gc=False):
     """One message. `content` is text, a list of parts, or None for an assistant that only calls tools.
 
     vLLM 0.26 to 0.33 read an assistant's reasoning from `reasoning` and hand it to the chat template both as
@@ -52,7 +53,7 @@ class ToolCallDelta(Struct, gc=False):
     index: int | None = None
 
 
-class Delta(Struct):
+class Delta(Struct, gc=False):
     """What a chunk of a stream adds; the message of a whole answer is one big delta."""
 
     content: str | None = None
@@ -71,7 +72,7 @@ class CompletionTokensDetails(Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class Usage(Struct):
+class Usage(Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
     total_tokens: int = 0
@@ -79,12 +80,12 @@ class Usage(Struct):
     completion_tokens_details: CompletionTokensDetails | None = None
 
 
-class Choice(Struct):
+class Choice(Struct, gc=False):
     message: Delta
     finish_reason: str | None = None
 
 
-class ChatAnswer(Struct):
+class ChatAnswer(Struct, gc=False):
     model: str
     choices: list[Choice]
     usage: Usage | None = None
@@ -94,16 +95,16 @@ class TokenLogprob(Struct, gc=False):
     logprob: Raw
 
 
-class Logprobs(Struct):
+class Logprobs(Struct, gc=False):
     content: list[TokenLogprob] | None = None
 
 
-class ChoiceWithTokens(Choice):
+class ChoiceWithTokens(Choice, gc=False):
     token_ids: Raw | UnsetType = UNSET
     logprobs: Logprobs | None = None
 
 
-class ChatAnswerWithTokens(Struct):
+class ChatAnswerWithTokens(Struct, gc=False):
     """A whole answer of which the token ids are wanted."""
 
     model: str

@@ -1,12 +1,12 @@
-"""The converter: a client's JSON -> the engine's JSON, and back. Knows nothing of HTTP, Ray or vLLM's process;
-who calls the engine, and what happens when it does not answer, is left to the server.
+"""The converter: a client's JSON -> the engine's JSON, and back. Knows nothing of HTTP, Ray or vLLM's
+process; who calls the engine, and what happens when it does not answer, is left to the server.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +21,8 @@ from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, 
 from local_vllm.protocol.fold import Fold
 from local_vllm.protocol.messages import to_messages
 from local_vllm.protocol.overflow import Overflow, find_overflow
-from local_vllm.protocol.precedence import Fields, canonical, metadata_fields, overlay, raw_fields
+from local_vllm.protocol.passthrough import read_chat, without_developer
+from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields
 from local_vllm.protocol.reasoning import ThinkSplitter, opens_in_reasoning
 from local_vllm.protocol.request import decode_part, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
@@ -36,7 +37,7 @@ _TOKEN_FIELDS: Fields = {"logprobs": True, "return_token_ids": True}
 _STREAM_FIELDS: Fields = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-class _Peeked(Struct):
+class _Peeked(Struct, gc=False):
     model: str | None = None
 
 
@@ -44,15 +45,13 @@ class _Peeked(Struct):
 _FIRST_FIELD = re.compile(rb'\s*\{\s*"model"\s*:\s*"([ !#-\[\]-~]*)"')
 _encode = msgspec.json.Encoder().encode
 _decode_model = msgspec.json.Decoder(_Peeked).decode
-_decode_chat = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_messages = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _decode_answer = msgspec.json.Decoder(ChatAnswer).decode
 _decode_answer_with_tokens = msgspec.json.Decoder(ChatAnswerWithTokens).decode
 
 
 def peek_model(body: bytes) -> str | None:
-    """The `model` of any request, decoding nothing else. Raises RequestError for a body that is no JSON object,
-    if it looked that far: a model that comes first is taken without reading on.
+    """The `model` of any request, decoding nothing else. Raises RequestError for a body that is no JSON
+    object, if it looked that far: a model that comes first is taken without reading on.
     """
     if first := _FIRST_FIELD.match(body):
         return first[1].decode()
@@ -65,14 +64,14 @@ def tokenize_body(call: ChatCall) -> bytes:
 
 
 class Converter:
-    """Converts the requests of one model server. Keeps nothing between requests, so one serves all of them."""
+    """Converts the requests of one model server, and keeps nothing between them."""
 
     def __init__(
         self,
         settings: ConverterSettings,
         *,
         clock: Callable[[], float] = time.time,
-        new_key: Callable[[], str] = lambda: uuid.uuid4().hex,
+        new_key: Callable[[], str] = lambda: f"{random.getrandbits(128):032x}",
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -87,7 +86,9 @@ class Converter:
     # ---- requests
 
     def to_chat(self, body: bytes, model: str) -> ChatCall:
-        """A Responses request as a call to the engine, whose name for the model is `model`. Raises RequestError."""
+        """A Responses request as a call to the engine, whose name for the model is `model`. Raises
+        RequestError.
+        """
         request = read_request(body)
         check(request)
         toolbox = read_tools(request.tools, request.tool_choice, hosted=self._settings.hosted_tools)
@@ -110,21 +111,15 @@ class Converter:
 
     def chat_passthrough(self, body: bytes, model: str) -> ChatCall:
         """A Chat Completions request with the server's settings applied. Raises RequestError."""
-        chat = decode_part(_decode_chat, body)
-        metadata = decode_part(_decode_metadata, chat["metadata"], "metadata") if "metadata" in chat else None
-        reserved = {name: chat.pop(name) for name in _CHAT_RESERVED if name in chat}
-        fields = self._decide(metadata_fields(metadata), canonical(chat))
-        self._add_token_fields(fields)
-        if self._settings.replace_developer_role_with_system and "messages" in reserved:
-            reserved["messages"] = _without_developer(reserved["messages"])
-        asked_for = reserved.pop("model", None)
-        stream = bytes(reserved.get("stream", Raw(b"false"))) == b"true"
-        return ChatCall(
-            _encode({"model": model, **reserved, **fields}),
-            stream,
-            None if asked_for is None else decode_part(_decode_name, asked_for, "model"),
-            None if "prompt_cache_key" not in chat else decode_part(_decode_name, chat["prompt_cache_key"]),
-        )
+        chat = read_chat(body)
+        fields = self._decide(metadata_fields(chat.metadata), chat.fields)
+        if self._settings.return_token_id_information:
+            fields = _TOKEN_FIELDS | fields
+        kept = chat.kept
+        if self._settings.replace_developer_role_with_system:
+            kept = without_developer(kept)
+        sent = _encode({"model": model, **kept, **fields})
+        return ChatCall(sent, chat.stream, chat.model, chat.session_hint)
 
     def _decide(self, metadata: Fields, caller: Fields) -> Fields:
         fields = overlay(self._server_fields, metadata)
@@ -134,7 +129,9 @@ class Converter:
     def _add_token_fields(self, fields: Fields) -> bool:
         """Ask for ids and log probabilities when the settings, or the request itself, want token ids."""
         asked = fields.get("return_token_ids")
-        wanted = self._settings.return_token_id_information or (type(asked) is Raw and bytes(asked) == b"true")
+        wanted = self._settings.return_token_id_information or (
+            type(asked) is Raw and bytes(asked) == b"true"
+        )
         if wanted:
             fields |= _TOKEN_FIELDS
         return wanted
@@ -203,23 +200,9 @@ class Converter:
         return Answer(200, _encode(response))
 
 
-_CHAT_RESERVED = ("model", "messages", "stream", "stream_options", "n", "tools", "tool_choice")
-_decode_name = msgspec.json.Decoder(str | None).decode
-_decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
-
-
-def _without_developer(messages: Raw) -> Any:
-    """Messages whose role is `developer` become `system`; all else is copied."""
-    if b'"developer"' not in bytes(messages):
-        return messages
-    found = decode_part(_decode_messages, messages, "messages")
-    system = Raw(b'"system"')
-    return [
-        each | {"role": system} if bytes(each.get("role", b"")) == b'"developer"' else each for each in found
-    ]
-
-
-def _attach_tokens(output: list[Any], decoded: Any, answer: bytes, tokenized: bytes | None) -> NoTokens | None:
+def _attach_tokens(
+    output: list[Any], decoded: Any, answer: bytes, tokenized: bytes | None
+) -> NoTokens | None:
     found = tokens.read_tokens(decoded, answer, tokenized)
     if isinstance(found, NoTokens):
         return found
@@ -232,7 +215,9 @@ def _read_answer(call: ChatCall, answer: bytes) -> Any:
     try:
         decoded = decode(answer)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
-        raise UpstreamError(f"The engine's answer is no chat completion: {problem}", code="bad_gateway") from problem
+        raise UpstreamError(
+            f"The engine's answer is no chat completion: {problem}", code="bad_gateway"
+        ) from problem
     if not decoded.choices:
         raise UpstreamError("The engine's answer holds no choices.", code="bad_gateway")
     return decoded

@@ -67,7 +67,11 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 def locate(problem: msgspec.ValidationError, prefix: str = "") -> RequestError:
     """A RequestError that names the field at fault as OpenAI does: `input[3].content[0].image_url`."""
     what, _, path = str(problem).partition(" - at `")
-    param = (prefix + path.removeprefix("key in ").removeprefix("$").removesuffix("`")).lstrip(".").replace("[...]", "")
+    param = (
+        (prefix + path.removeprefix("key in ").removeprefix("$").removesuffix("`"))
+        .lstrip(".")
+        .replace("[...]", "")
+    )
     if missing := _MISSING.fullmatch(what):
         param = f"{param}.{missing[1]}".lstrip(".")
         return RequestError(

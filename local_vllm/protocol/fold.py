@@ -15,6 +15,7 @@ from local_vllm.protocol.items import (
     GrowingReasoning,
     GrowingRefusal,
     OutputItem,
+    Status,
 )
 from local_vllm.protocol.reasoning import Segment, ThinkSplitter
 
@@ -27,14 +28,14 @@ _PREFIXES: dict[type[Growing], str] = {
 }
 
 
-class Opened(Struct):
+class Opened(Struct, gc=False):
     """The item at `index` of the output began."""
 
     index: int
     growing: Growing
 
 
-class Grew(Struct):
+class Grew(Struct, gc=False):
     """The open item at `index` got more text (or arguments)."""
 
     index: int
@@ -42,7 +43,7 @@ class Grew(Struct):
     text: str
 
 
-class Closed(Struct):
+class Closed(Struct, gc=False):
     """The item at `index` is whole."""
 
     index: int
@@ -53,10 +54,11 @@ Step = Opened | Grew | Closed
 
 
 class Fold:
-    """Builds the items of one response. `key` makes their ids unique; `splitter` finds reasoning inside the text.
+    """Builds the items of one response. `key` makes their ids unique; `splitter` finds reasoning inside the
+    text.
 
-    One item is open at a time. White space alone makes no item of its own: it waits for the text that follows, and
-    stands only when nothing else was said.
+    One item is open at a time. White space alone makes no item of its own: it waits for the text that
+    follows, and stands only when nothing else was said.
     """
 
     def __init__(
@@ -156,7 +158,7 @@ class Fold:
             self._open.pieces.append(text)
             steps.append(Grew(len(self.items), self._open, text))
 
-    def _close(self, steps: list[Step], status: str = "completed") -> None:
+    def _close(self, steps: list[Step], status: Status = "completed") -> None:
         if self._open is not None:
             item = self._open.item(status)
             steps.append(Closed(len(self.items), item))

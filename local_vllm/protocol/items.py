@@ -14,21 +14,21 @@ from local_vllm.protocol.tokens import Tokens
 Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(Struct, tag="output_text", tag_field="type"):
+class OutputText(Struct, tag="output_text", tag_field="type", gc=False):
     text: str
     annotations: tuple[()] = ()
     logprobs: tuple[()] = ()
 
 
-class Refusal(Struct, tag="refusal", tag_field="type"):
+class Refusal(Struct, tag="refusal", tag_field="type", gc=False):
     refusal: str
 
 
-class ReasoningText(Struct, tag="reasoning_text", tag_field="type"):
+class ReasoningText(Struct, tag="reasoning_text", tag_field="type", gc=False):
     text: str
 
 
-class _WithTokens(Struct, kw_only=True):
+class _WithTokens(Struct, kw_only=True, gc=False):
     """The last item of a turn carries the turn's token ids, when they were asked for."""
 
     prompt_token_ids: Raw | UnsetType = UNSET
@@ -41,14 +41,14 @@ class _WithTokens(Struct, kw_only=True):
         self.generation_log_probs = tokens.log_probs
 
 
-class Message(_WithTokens, tag="message", tag_field="type"):
+class Message(_WithTokens, tag="message", tag_field="type", gc=False):
     id: str
     content: list[OutputText | Refusal]
     status: Status
     role: str = "assistant"
 
 
-class ReasoningItem(_WithTokens, tag="reasoning", tag_field="type"):
+class ReasoningItem(_WithTokens, tag="reasoning", tag_field="type", gc=False):
     id: str
     content: list[ReasoningText]
     status: Status
@@ -56,7 +56,7 @@ class ReasoningItem(_WithTokens, tag="reasoning", tag_field="type"):
     encrypted_content: None = None
 
 
-class FunctionCallItem(_WithTokens, tag="function_call", tag_field="type"):
+class FunctionCallItem(_WithTokens, tag="function_call", tag_field="type", gc=False):
     id: str
     call_id: str
     name: str
@@ -64,7 +64,7 @@ class FunctionCallItem(_WithTokens, tag="function_call", tag_field="type"):
     status: Status
 
 
-class CustomToolCallItem(_WithTokens, tag="custom_tool_call", tag_field="type"):
+class CustomToolCallItem(_WithTokens, tag="custom_tool_call", tag_field="type", gc=False):
     id: str
     call_id: str
     name: str
@@ -136,7 +136,7 @@ class GrowingCustomToolCall(GrowingFunctionCall):
         )
 
 
-class _CustomArguments(Struct):
+class _CustomArguments(Struct, gc=False):
     input: str
 
 
@@ -144,7 +144,7 @@ _decode_custom = msgspec.json.Decoder(_CustomArguments).decode
 
 
 def _custom_input(arguments: str) -> str:
-    """The one string of a custom tool's call; arguments of another shape are given as the model wrote them."""
+    """The one string of a custom tool's call; arguments of another shape stay as the model wrote them."""
     try:
         return _decode_custom(arguments.encode("utf-8", "surrogatepass")).input
     except (msgspec.DecodeError, RecursionError, UnicodeError):

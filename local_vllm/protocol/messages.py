@@ -1,5 +1,6 @@
-"""Input items -> chat messages. An assistant's text, reasoning and parallel calls that stand side by side become
-one message, as the model wrote them. Checks what items mean together; their types were checked by `request.py`.
+"""Input items -> chat messages. An assistant's text, reasoning and parallel calls that stand side by side
+become one message, as the model wrote them. Checks what items mean together; their types were checked by
+`request.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def to_messages(
 
 
 class _Conversation:
-    """Reads items in order. `turn` is the assistant's message that is still open, if the last item was its."""
+    """Reads items in order. `turn` is the assistant's message, while the items are its."""
 
     def __init__(self, developer_role: str) -> None:
         self.messages: list[ChatMessage] = []
@@ -76,7 +77,9 @@ class _Conversation:
         text = _reasoning_text(item)
         if not text:
             return
-        turn = self._open_turn(new=self.turn is not None and bool(self.turn.content) and not self._has_calls())
+        turn = self._open_turn(
+            new=self.turn is not None and bool(self.turn.content) and not self._has_calls()
+        )
         turn.reasoning = text if turn.reasoning is UNSET else f"{turn.reasoning}\n{text}"
 
     def function_call(self, item: InputItem, position: int) -> None:
@@ -117,7 +120,7 @@ class _Conversation:
         return self.turn is not None and self.turn.tool_calls is not UNSET
 
     def _say(self, text: str) -> None:
-        """A second text begins a new message, unless calls wait for their outputs, which must follow at once."""
+        """A second text begins a new message, unless calls wait for their outputs, which follow at once."""
         spoken = self.turn is not None and self.turn.content is not None
         turn = self._open_turn(new=spoken and not self._has_calls())
         turn.content = text if turn.content is None else f"{turn.content}{text}"
@@ -129,7 +132,9 @@ class _Conversation:
             raise _missing("name", position)
         if item.call_id in self.answered:
             raise RequestError(
-                f"Duplicate call_id '{item.call_id}'.", param=f"input[{position}].call_id", code="invalid_value"
+                f"Duplicate call_id '{item.call_id}'.",
+                param=f"input[{position}].call_id",
+                code="invalid_value",
             )
         self.answered[item.call_id] = False
         turn = self._open_turn()
@@ -150,7 +155,9 @@ class _Conversation:
             )
         if answered:
             raise RequestError(
-                f"Duplicate output for the tool call with call_id '{call_id}'.", param=param, code="invalid_value"
+                f"Duplicate output for the tool call with call_id '{call_id}'.",
+                param=param,
+                code="invalid_value",
             )
         self.answered[call_id] = True
 
@@ -158,7 +165,9 @@ class _Conversation:
         for call_id, answered in self.answered.items():
             if not answered:
                 raise RequestError(
-                    f"No tool output found for function call '{call_id}'.", param="input", code="invalid_value"
+                    f"No tool output found for function call '{call_id}'.",
+                    param="input",
+                    code="invalid_value",
                 )
 
 
@@ -176,7 +185,9 @@ _READERS: dict[str, Callable[[_Conversation, InputItem, int], None]] = {
 
 
 def _input_content(content: str | list[Part], path: str) -> Content:
-    """Text alone stays one string; several parts stay parts, and the engine decides how its template joins them."""
+    """Text alone stays one string; several parts stay parts, and the engine decides how its template joins
+    them.
+    """
     if isinstance(content, str):
         return content
     if len(content) == 1 and content[0].type == "input_text":
@@ -239,7 +250,7 @@ def _assistant_part(part: Part, path: str, position: int) -> str:
 
 
 def _reasoning_text(item: InputItem) -> str:
-    """The reasoning itself if the item has it, else its summary. Encrypted reasoning says nothing to a model."""
+    """The reasoning itself if the item has it, else its summary. What is encrypted says nothing to a model."""
     content = item.content if isinstance(item.content, list) else []
     parts = content or item.summary or []
     return "\n".join([part.text for part in parts if part.text])
@@ -260,7 +271,9 @@ def _missing_field(param: str) -> RequestError:
 
 def _unsupported(kind: str, position: int) -> RequestError:
     if kind == "item_reference":
-        what = "Items cannot be referred to here: there is no store of earlier responses. Send the items themselves."
+        what = (
+            "Items cannot be referred to here, because responses are not stored: send the items themselves."
+        )
     else:
         what = f"Input items of type '{kind}' are not supported. Supported are: {', '.join(_READERS)}."
     return RequestError(what, param=f"input[{position}].type", code="unsupported_value")

@@ -1,4 +1,5 @@
-"""A prompt that is longer than the model's context: finds it in an engine's error by the error's type and numbers.
+"""A prompt that is longer than the model's context: finds it in an engine's error by the error's type and
+numbers.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from local_vllm.protocol.errors import EngineFault
 _TYPES = frozenset({"BadRequestError", "invalid_request_error", "VLLMValidationError", None})
 _FIELDS = frozenset({"input_tokens", "input_text", "prompt"})
 
-# How vLLM states its numbers: the renderer, the chat endpoint, the engine's input check, and the renderer's count
-# of characters, whose own limit stands beside the count.
+# How vLLM states its numbers: the renderer, the chat endpoint, the engine's input check, older versions, and the
+# renderer's count of characters, whose own limit stands beside the count.
 _NUMBERS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"maximum context length is (?P<limit>\d+) tokens.*?contains (?:at least )?(?P<asked>\d+) input tokens",
+        r"context length is (?P<limit>\d+) tokens.*?contains (?:at least )?(?P<asked>\d+) input tokens",
         r"Input length \((?P<asked>\d+)\) exceeds model's maximum context length \((?P<limit>\d+)\)",
         r"prompt \(length (?P<asked>\d+)\).*? maximum model length of (?P<limit>\d+)",
         r"maximum context length is (?P<limit>\d+) tokens.*?\((?P<asked>\d+) in the (?:messages|prompt)",
@@ -28,8 +29,9 @@ _NUMBERS = tuple(
 
 
 class Overflow(Struct, frozen=True):
-    """How long the prompt was and how long it may be, in the unit of the engine's message (`characters` when it
-    refused the text before it counted tokens)."""
+    """How long the prompt was and how long it may be, in the unit of the engine's message (`characters` when
+    it refused the text before it counted tokens).
+    """
 
     asked: int
     limit: int

@@ -1,5 +1,6 @@
 """Who decides a chat field: the caller, over the request's metadata, over the server's settings; and
-`sampling_overrides` over all of them. Also brings fields with two names to one, so that a layer beats another.
+`sampling_overrides` over all of them. Also brings fields with two names to one, so that a layer beats
+another.
 """
 
 from __future__ import annotations

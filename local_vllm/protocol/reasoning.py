@@ -1,5 +1,6 @@
-"""The only place that knows `<think>`: splits a model's text, in pieces as it comes, into reasoning and answer.
-An engine with a reasoning parser has done this already and gives its reasoning in a field of its own.
+"""The only place that knows `<think>`: splits a model's text, in pieces as it comes, into reasoning and
+answer. An engine with a reasoning parser has done this already and gives its reasoning in a field of its
+own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class ThinkSplitter:
         self._held = ""  # an unfinished tag
 
     def feed(self, piece: str) -> list[Segment]:
-        """The segments that are certain now. A block that is closed twice, or opened twice, keeps the tag as text."""
+        """The segments that are certain now. A block that is closed twice, or opened twice, keeps the tag as
+        text.
+        """
         text, self._held = self._held + piece, ""
         segments: list[Segment] = []
         while True:

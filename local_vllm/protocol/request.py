@@ -1,16 +1,19 @@
-"""A Responses request as types: one decode checks every known field for type, range and enumeration.
-What the items mean together (calls and their outputs, roles and parts) is left to `messages.py` and `tools.py`.
+"""A Responses request as types: one decode checks every known field for type, range and enumeration. What the
+items mean together (calls and their outputs, roles and parts) is left to `messages.py` and `tools.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from local_vllm.protocol.errors import locate, malformed, misspelled
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
+
+T = TypeVar("T")
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Summary = Literal["auto", "concise", "detailed"]
@@ -39,7 +42,7 @@ class Part(Struct, gc=False):
     input_audio: Raw | UnsetType = UNSET
 
 
-class InputItem(Struct):
+class InputItem(Struct, gc=False):
     """Any input item; which fields it needs follows from `type`. Fields not named here (token ids of an
     earlier turn, annotations, ...) are skipped without being decoded.
     """
@@ -63,7 +66,7 @@ class Reasoning(Struct, gc=False):
     generate_summary: Summary | None = None
 
 
-class TextFormat(Struct):
+class TextFormat(Struct, gc=False):
     type: Literal["text", "json_object", "json_schema"]
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")] | None = None
     schema: dict[str, Raw] | None = None
@@ -71,12 +74,12 @@ class TextFormat(Struct):
     strict: bool | None = None
 
 
-class TextConfig(Struct):
+class TextConfig(Struct, gc=False):
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class OpenAIFields(Struct, kw_only=True):
+class OpenAIFields(Struct, kw_only=True, gc=False):
     """The fields that OpenAI's schema has. `null` is the same as absent."""
 
     model: str | None = None
@@ -117,21 +120,28 @@ class OpenAIFields(Struct, kw_only=True):
 
 _VLLM_FIELDS: list[tuple[str, Any, Any]] = [(name, Raw | UnsetType, UNSET) for name in PASSED_THROUGH]
 
-# The same twice: refusing unknown names costs nothing when there are none, and only a request that has some is
-# decoded again to find out whether they are misspellings.
-ResponsesRequest = msgspec.defstruct(
-    "ResponsesRequest", _VLLM_FIELDS, bases=(OpenAIFields,), kw_only=True, forbid_unknown_fields=True
+# The same twice: refusing unknown names costs nothing when there are none, and only a request that has some
+# is decoded again to find out whether they are misspellings.
+ResponsesRequest: Any = msgspec.defstruct(
+    "ResponsesRequest",
+    _VLLM_FIELDS,
+    bases=(OpenAIFields,),
+    kw_only=True,
+    gc=False,
+    forbid_unknown_fields=True,
 )
-_LenientRequest = msgspec.defstruct("_LenientRequest", _VLLM_FIELDS, bases=(OpenAIFields,), kw_only=True)
+_LenientRequest = msgspec.defstruct(
+    "_LenientRequest", _VLLM_FIELDS, bases=(OpenAIFields,), kw_only=True, gc=False
+)
 
 _KNOWN = frozenset(ResponsesRequest.__struct_fields__)
-_decode = msgspec.json.Decoder(ResponsesRequest).decode
-_decode_leniently = msgspec.json.Decoder(_LenientRequest).decode
+_decode: Callable[[bytes], OpenAIFields] = msgspec.json.Decoder(ResponsesRequest).decode
+_decode_leniently: Callable[[bytes], OpenAIFields] = msgspec.json.Decoder(_LenientRequest).decode
 _decode_names = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def read_request(body: bytes) -> OpenAIFields:
-    """Decode and check a Responses request. Raises RequestError with the dotted name of the field at fault."""
+    """Decode and check a Responses request. Raises RequestError that names the field at fault."""
     try:
         return _decode(body)
     except msgspec.ValidationError as problem:
@@ -148,7 +158,7 @@ def _read_with_unknown_names(body: bytes) -> OpenAIFields:
     return decode_part(_decode_leniently, body)
 
 
-def decode_part(decode: Any, raw: Any, param: str = "") -> Any:
+def decode_part(decode: Callable[[Any], T], raw: bytes | Raw, param: str = "") -> T:
     """Decode one field's bytes; errors name the field as a path that starts with `param`."""
     try:
         return decode(raw)

@@ -29,7 +29,7 @@ class OutputTokensDetails(Struct, gc=False):
     reasoning_tokens: int = 0
 
 
-class Usage(Struct):
+class Usage(Struct, gc=False):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
@@ -51,12 +51,14 @@ COMPLETED = Ending("completed")
 def ending(finish_reason: str | None) -> Ending:
     """vLLM: stop, tool_calls and repetition are whole answers; length and abort are not."""
     if finish_reason == _ABORTED:
-        return Ending("failed", error={"code": "server_error", "message": "The engine gave up on this request."})
+        return Ending(
+            "failed", error={"code": "server_error", "message": "The engine gave up on this request."}
+        )
     reason = _INCOMPLETE.get(finish_reason or "")
     return Ending("incomplete", reason) if reason else COMPLETED
 
 
-class ResponseObject(Struct):
+class ResponseObject(Struct, gc=False):
     id: str
     object: str
     created_at: int
@@ -172,7 +174,8 @@ def usage_of(usage: chat.Usage | None) -> Usage | None:
     return Usage(
         usage.prompt_tokens,
         InputTokensDetails(
-            (before.cached_tokens if before else None) or 0, (before.created_cache_tokens if before else None) or 0
+            (before.cached_tokens if before else None) or 0,
+            (before.created_cache_tokens if before else None) or 0,
         ),
         usage.completion_tokens or 0,
         OutputTokensDetails((after.reasoning_tokens if after else None) or 0),

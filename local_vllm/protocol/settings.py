@@ -1,5 +1,5 @@
-"""What a model server's configuration says about conversion. Values only: `config` checks them, `precedence.py`
-applies them.
+"""What a model server's configuration says about conversion. Values only: `config` checks them,
+`precedence.py` applies them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal
 class ConverterSettings:
     """Request-time settings of one model server. The names are those of the configuration's keys.
 
-    `chat_template_opens_reasoning` says that the model's chat template already ends in an opening `<think>`. A
-    whole answer shows this by its closing tag; an answer that was cut off before it does not.
+    `chat_template_opens_reasoning` says that the model's chat template already ends in an opening `<think>`.
+    A whole answer shows this by its closing tag; an answer that was cut off before it does not.
     """
 
     return_token_id_information: bool = False

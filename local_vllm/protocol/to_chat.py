@@ -28,6 +28,7 @@ _REFUSED = {
 }
 
 _vllm_fields = attrgetter(*PASSED_THROUGH)
+_NONE_PASSED = (UNSET,) * len(PASSED_THROUGH)
 
 
 def check(request: OpenAIFields) -> None:
@@ -84,6 +85,8 @@ def caller_fields(request: OpenAIFields, toolbox: Toolbox) -> Fields:
 
 def _passed_through(request: OpenAIFields) -> Fields:
     values = _vllm_fields(request)
+    if values == _NONE_PASSED:
+        return {}
     return {name: value for name, value in zip(PASSED_THROUGH, values, strict=True) if value is not UNSET}
 
 
@@ -107,7 +110,8 @@ def _response_format(format: TextFormat) -> Fields:
             raise RequestError(
                 f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
             )
-    given = {"description": format.description, "strict": format.strict}
     schema = {"name": format.name, "schema": format.schema}
-    schema |= {name: value for name, value in given.items() if value is not None}
+    for name in ("description", "strict"):
+        if (value := getattr(format, name)) is not None:
+            schema[name] = value
     return {"response_format": {"type": "json_schema", "json_schema": schema}}

@@ -1,5 +1,4 @@
-"""Token ids and log probabilities of an answer: counted and copied as the engine wrote them, never decoded.
-"""
+"""Token ids and log probabilities of an answer: counted and copied as the engine wrote them."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ class NoTokens(Struct, frozen=True):
     prompt_only: bool = False
 
 
-class _Tokenized(Struct):
+class _Tokenized(Struct, gc=False):
     tokens: Raw
 
 
@@ -39,15 +38,15 @@ class _NamedToken(Struct, gc=False):
     token: str
 
 
-class _NamedTokens(Struct):
+class _NamedTokens(Struct, gc=False):
     content: list[_NamedToken]
 
 
-class _ChoiceWithNames(Struct):
+class _ChoiceWithNames(Struct, gc=False):
     logprobs: _NamedTokens
 
 
-class _AnswerWithNames(Struct):
+class _AnswerWithNames(Struct, gc=False):
     choices: list[_ChoiceWithNames]
 
 
@@ -55,8 +54,10 @@ _decode_names = msgspec.json.Decoder(_AnswerWithNames).decode
 _decode_tokenized = msgspec.json.Decoder(_Tokenized).decode
 
 
-def read_tokens(answer: ChatAnswerWithTokens, body: bytes, tokenized: bytes | None = None) -> Tokens | NoTokens:
-    """The tokens of an answer, whose bytes are `body`; `tokenized` is what /tokenize said about its prompt."""
+def read_tokens(
+    answer: ChatAnswerWithTokens, body: bytes, tokenized: bytes | None = None
+) -> Tokens | NoTokens:
+    """The tokens of an answer that reads `body`; `tokenized` is what /tokenize said about its prompt."""
     choice = answer.choices[0]
     listed = choice.logprobs.content if choice.logprobs else None
     if listed is None:
@@ -65,7 +66,9 @@ def read_tokens(answer: ChatAnswerWithTokens, body: bytes, tokenized: bytes | No
     if generation is None:
         return NoTokens("the engine returned no token ids for what it generated")
     if count(generation) != len(listed):
-        return NoTokens(f"the engine returned {count(generation)} token ids but {len(listed)} log probabilities")
+        return NoTokens(
+            f"the engine returned {count(generation)} token ids but {len(listed)} log probabilities"
+        )
     if b"null" in (log_probs := _log_probs(listed)):
         return NoTokens("the engine returned a log probability that is no number")
     prompt = _prompt(answer.prompt_token_ids, tokenized)
@@ -92,32 +95,31 @@ def _template_variables(chat: dict[str, Raw]) -> dict[str, Any]:
     given = {name: chat[name] for name in ("reasoning_effort", "documents") if name in chat}
     if not given:
         return {}
+    thinking = {}
     if "reasoning_effort" in given:
-        given["enable_thinking"] = Raw(b"false" if bytes(given["reasoning_effort"]) == b'"none"' else b"true")
+        thinking["enable_thinking"] = bytes(given["reasoning_effort"]) != b'"none"'
     kwargs = _decode_object(chat["chat_template_kwargs"]) if "chat_template_kwargs" in chat else {}
-    return {"chat_template_kwargs": given | kwargs}
+    return {"chat_template_kwargs": thinking | kwargs | given}
 
 
-def _absent(array: Raw | UnsetType) -> bool:
-    return array is UNSET or bytes(memoryview(array)[:1]) != b"["
+def _array(value: Raw | UnsetType) -> Raw | None:
+    """The value if it is an array."""
+    return value if value is not UNSET and bytes(memoryview(value)[:1]) == b"[" else None
 
 
 def _prompt(inline: Raw | UnsetType, tokenized: bytes | None) -> Raw | None:
-    if not _absent(inline):
-        return inline
-    if tokenized is None:
-        return None
+    if (array := _array(inline)) is not None or tokenized is None:
+        return array
     try:
-        tokens = _decode_tokenized(tokenized).tokens
+        return _array(_decode_tokenized(tokenized).tokens)
     except msgspec.DecodeError:
         return None
-    return None if _absent(tokens) else tokens
 
 
 def _generated(inline: Raw | UnsetType, body: bytes) -> Raw | None:
     """The ids, or what `return_tokens_as_token_ids` put in the place of the tokens' text."""
-    if not _absent(inline):
-        return inline
+    if (array := _array(inline)) is not None:
+        return array
     names = [each.token for each in _decode_names(body).choices[0].logprobs.content]
     if not names or not all(name.startswith(_TOKEN_ID) for name in names):
         return None

@@ -16,9 +16,25 @@ from local_vllm.protocol.request import decode_part
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _HOSTED = frozenset(
-    """web_search web_search_2025_08_26 web_search_preview web_search_preview_2025_03_11 file_search computer
-    computer_use computer_use_preview code_interpreter image_generation mcp local_shell shell apply_patch tool_search
-    namespace programmatic_tool_calling""".split()
+    {
+        "web_search",
+        "web_search_2025_08_26",
+        "web_search_preview",
+        "web_search_preview_2025_03_11",
+        "file_search",
+        "computer",
+        "computer_use",
+        "computer_use_preview",
+        "code_interpreter",
+        "image_generation",
+        "mcp",
+        "local_shell",
+        "shell",
+        "apply_patch",
+        "tool_search",
+        "namespace",
+        "programmatic_tool_calling",
+    }
 )
 _OWN = ("function", "custom")
 _MODES = ("none", "auto", "required")
@@ -93,11 +109,11 @@ def read_tools(tools: Raw | UnsetType, choice: Raw | UnsetType, *, hosted: str) 
         mode if usable else None,
         frozenset([tool.name for tool in given or () if tool.type == "custom" and tool.name]),
         dropped,
-        _echo(tools, functions) if given else Raw(b"[]"),
+        Raw(b"[]") if tools is UNSET or not given else _echo(tools, functions),
     )
 
 
-def _echo(tools: Any, functions: list[ChatTool | None]) -> Raw | list[Raw]:
+def _echo(tools: Raw, functions: list[ChatTool | None]) -> Raw | list[Raw]:
     if None not in functions:
         return tools
     return [raw for raw, made in zip(_decode_raw_tools(tools), functions, strict=True) if made is not None]
@@ -114,7 +130,9 @@ def _chat_tool(tool: Tool, position: int) -> ChatTool | None:
         return None
     if tool.name is None:
         raise RequestError(
-            f"Missing required parameter: '{path}.name'.", param=f"{path}.name", code="missing_required_parameter"
+            f"Missing required parameter: '{path}.name'.",
+            param=f"{path}.name",
+            code="missing_required_parameter",
         )
     if not _NAME.fullmatch(tool.name):
         raise RequestError(
@@ -204,7 +222,9 @@ def _named(choice: ToolChoice, tools: tuple[ChatTool, ...], path: str) -> str:
         raise _hosted(choice.type, path)
     if choice.name is None:
         raise RequestError(
-            f"Missing required parameter: '{path}.name'.", param=f"{path}.name", code="missing_required_parameter"
+            f"Missing required parameter: '{path}.name'.",
+            param=f"{path}.name",
+            code="missing_required_parameter",
         )
     if all(tool.function.name != choice.name for tool in tools):
         raise RequestError(
@@ -220,5 +240,7 @@ def _check_hosted(kind: str, param: str) -> None:
 
 def _hosted(kind: str, param: str) -> RequestError:
     return RequestError(
-        f"The tool '{kind}' is hosted by OpenAI and not available here.", param=param, code="unsupported_value"
+        f"The tool '{kind}' is hosted by OpenAI and not available here.",
+        param=param,
+        code="unsupported_value",
     )

@@ -30,13 +30,21 @@ def output(call_id="c1", value="done"):
 
 def said(text):
     return {
-        "type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+        "type": "message",
+        "role": "assistant",
+        "id": "msg_1",
+        "status": "completed",
         "content": [{"type": "output_text", "text": text, "annotations": []}],
     }
 
 
 def thought(text):
-    return {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+    return {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+    }
 
 
 def chat_call(call_id="c1", name="f", arguments="{}"):
@@ -56,7 +64,10 @@ def test_a_string_is_one_user_message():
 
 
 def test_instructions_are_a_system_message_before_all_others():
-    assert messages("hello", instructions="be brief") == [{"role": "system", "content": "be brief"}, user("hello")]
+    assert messages("hello", instructions="be brief") == [
+        {"role": "system", "content": "be brief"},
+        user("hello"),
+    ]
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
@@ -78,7 +89,8 @@ def test_one_text_part_is_a_string_and_several_stay_parts():
 
 
 @pytest.mark.parametrize(
-    ("detail", "sent"), [(None, {}), ("auto", {}), ("original", {}), ("low", {"detail": "low"}), ("high", {"detail": "high"})]
+    ("detail", "sent"),
+    [(None, {}), ("auto", {}), ("original", {}), ("low", {"detail": "low"}), ("high", {"detail": "high"})],
 )
 def test_an_image_part_becomes_an_image_url(detail, sent):
     part = {"type": "input_image", "image_url": "data:image/png;base64,AA", "detail": detail}
@@ -111,7 +123,11 @@ def test_parallel_calls_and_the_text_and_reasoning_beside_them_are_one_message()
 
 def test_calls_of_different_turns_stay_apart():
     assert messages([user(), call("c1"), output("c1"), call("c2"), output("c2")]) == [
-        user(), assistant(tool_calls=[chat_call("c1")]), tool("c1"), assistant(tool_calls=[chat_call("c2")]), tool("c2"),
+        user(),
+        assistant(tool_calls=[chat_call("c1")]),
+        tool("c1"),
+        assistant(tool_calls=[chat_call("c2")]),
+        tool("c2"),
     ]
 
 
@@ -124,7 +140,11 @@ def test_calls_of_different_turns_stay_apart():
         ([thought("a"), thought("b"), said("x")], [assistant("x", reasoning="a\nb")]),
         (
             [thought("a"), call("c1"), thought("b"), call("c2"), output("c1"), output("c2")],
-            [assistant(reasoning="a\nb", tool_calls=[chat_call("c1"), chat_call("c2")]), tool("c1"), tool("c2")],
+            [
+                assistant(reasoning="a\nb", tool_calls=[chat_call("c1"), chat_call("c2")]),
+                tool("c1"),
+                tool("c2"),
+            ],
         ),
         (
             [call("c1"), said("x"), output("c1")],
@@ -140,7 +160,11 @@ def test_reasoning_stands_in_the_message_that_it_led_to(items, expected):
 
 
 def test_a_reasoning_summary_stands_in_when_there_is_no_reasoning():
-    item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "short"}], "encrypted_content": "xyz"}
+    item = {
+        "type": "reasoning",
+        "summary": [{"type": "summary_text", "text": "short"}],
+        "encrypted_content": "xyz",
+    }
     assert messages([item, said("x")]) == [assistant("x", reasoning="short")]
 
 
@@ -149,7 +173,10 @@ def test_an_output_may_be_a_list_of_parts():
     image = {"type": "input_image", "image_url": "https://example.org/a.png"}
     assert messages([call(), output(value=parts)])[-1] == tool(content="a")
     assert messages([call(), output(value=[*parts, image])])[-1] == tool(
-        content=[{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
+        content=[
+            {"type": "text", "text": "a"},
+            {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+        ]
     )
 
 
@@ -159,12 +186,17 @@ def test_a_custom_call_is_a_function_call_of_one_string():
         {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"},
     ]
     assert messages(given) == [
-        assistant(tool_calls=[chat_call("c1", "patch", '{"input":"*** \\"x\\"\\n"}')]), tool("c1")
+        assistant(tool_calls=[chat_call("c1", "patch", '{"input":"*** \\"x\\"\\n"}')]),
+        tool("c1"),
     ]
 
 
 def test_token_ids_of_earlier_turns_are_left_out_whatever_they_hold():
-    item = said("x") | {"prompt_token_ids": [1, 2], "generation_token_ids": "nonsense", "generation_log_probs": [None]}
+    item = said("x") | {
+        "prompt_token_ids": [1, 2],
+        "generation_token_ids": "nonsense",
+        "generation_log_probs": [None],
+    }
     assert messages([item]) == [assistant("x")]
 
 

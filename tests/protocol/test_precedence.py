@@ -44,29 +44,51 @@ CASES = [
     (dict(server={"max_output_tokens": 5}, overrides={"max_tokens": 7}), {"max_completion_tokens": 7}),
     (dict(server={"reasoning": {"effort": "low"}}), {"reasoning_effort": "low"}),
     (dict(server={"reasoning.effort": "low"}), {"reasoning_effort": "low"}),
-    (dict(server={"reasoning.effort": "low"}, request={"reasoning": {"effort": "high"}}), {"reasoning_effort": "high"}),
+    (
+        dict(server={"reasoning.effort": "low"}, request={"reasoning": {"effort": "high"}}),
+        {"reasoning_effort": "high"},
+    ),
     # chat_template_kwargs, key by key
     (dict(kwargs={"a": 1, "b": 1}), {"chat_template_kwargs": {"a": 1, "b": 1}}),
     (
         dict(
-            server={"chat_template_kwargs": {"a": 0, "z": 0}}, kwargs={"a": 1, "b": 1, "c": 1, "d": 1},
-            metadata={"extra_body": {"chat_template_kwargs": {"b": 2, "y": 2}}, "chat_template_kwargs": {"b": 3, "c": 3}},
+            server={"chat_template_kwargs": {"a": 0, "z": 0}},
+            kwargs={"a": 1, "b": 1, "c": 1, "d": 1},
+            metadata={
+                "extra_body": {"chat_template_kwargs": {"b": 2, "y": 2}},
+                "chat_template_kwargs": {"b": 3, "c": 3},
+            },
             request={"chat_template_kwargs": {"c": 4}},
         ),
         {"chat_template_kwargs": {"z": 0, "a": 1, "d": 1, "y": 2, "b": 3, "c": 4}},
     ),
     # structured outputs: the highest layer that constrains the answer decides how
-    (dict(server={"guided_json": '{"type": "object"}'}), {"structured_outputs": {"json": '{"type": "object"}'}}),
+    (
+        dict(server={"guided_json": '{"type": "object"}'}),
+        {"structured_outputs": {"json": '{"type": "object"}'}},
+    ),
     (dict(request={"guided_json": {"type": "object"}}), {"structured_outputs": {"json": {"type": "object"}}}),
     (dict(request={"guided_regex": "a+"}), {"structured_outputs": {"regex": "a+"}}),
     (dict(request={"guided_choice": ["a", "b"]}), {"structured_outputs": {"choice": ["a", "b"]}}),
     (dict(request={"guided_grammar": "root ::= a"}), {"structured_outputs": {"grammar": "root ::= a"}}),
     (
-        dict(request={"guided_json": {}, "guided_whitespace_pattern": " ", "guided_decoding_backend": "outlines"}),
+        dict(
+            request={
+                "guided_json": {},
+                "guided_whitespace_pattern": " ",
+                "guided_decoding_backend": "outlines",
+            }
+        ),
         {"structured_outputs": {"json": {}, "whitespace_pattern": " "}},
     ),
-    (dict(server={"guided_json": {}}, request={"structured_outputs": {"regex": "a"}}), {"structured_outputs": {"regex": "a"}}),
-    (dict(server={"guided_json": {}}, metadata={"extra_body": {"guided_regex": "a"}}), {"structured_outputs": {"regex": "a"}}),
+    (
+        dict(server={"guided_json": {}}, request={"structured_outputs": {"regex": "a"}}),
+        {"structured_outputs": {"regex": "a"}},
+    ),
+    (
+        dict(server={"guided_json": {}}, metadata={"extra_body": {"guided_regex": "a"}}),
+        {"structured_outputs": {"regex": "a"}},
+    ),
     (
         dict(server={"guided_regex": "a"}, request={"response_format": {"type": "json_object"}}),
         {"response_format": {"type": "json_object"}},
@@ -93,9 +115,22 @@ def test_the_higher_layer_decides(given, expected, chat):
         ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {}),
         ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
         (
-            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}},
-            {"response_format": {"type": "json_schema", "json_schema": {
-                "name": "n", "schema": {"type": "object"}, "strict": True}}},
+            {
+                "text": {
+                    "format": {
+                        "type": "json_schema",
+                        "name": "n",
+                        "schema": {"type": "object"},
+                        "strict": True,
+                    }
+                }
+            },
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True},
+                }
+            },
         ),
         ({"reasoning": {"effort": "none", "summary": "auto"}}, {"reasoning_effort": "none"}),
         ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
@@ -112,13 +147,21 @@ PLAIN = sorted(name for name in PASSED_THROUGH if not name.startswith("guided_")
 @pytest.mark.parametrize("name", PLAIN)
 def test_vllm_s_own_fields_pass_through_byte_for_byte(name):
     body = b'{"input": "a", "%s": {"odd":  [1.50, "\\u00e9"]}}' % name.encode()
-    assert b'"%s":{"odd":  [1.50, "\\u00e9"]}' % name.encode() in Converter(ConverterSettings()).to_chat(body, "e").body
+    assert (
+        b'"%s":{"odd":  [1.50, "\\u00e9"]}' % name.encode()
+        in Converter(ConverterSettings()).to_chat(body, "e").body
+    )
 
 
 def test_a_chat_request_keeps_its_messages_stream_and_tools():
     body = {
-        "model": "asked", "messages": [{"role": "developer", "content": "x", "odd": 1}], "stream": True,
-        "stream_options": {"include_usage": False}, "n": 2, "tools": [{"type": "function"}], "tool_choice": "auto",
+        "model": "asked",
+        "messages": [{"role": "developer", "content": "x", "odd": 1}],
+        "stream": True,
+        "stream_options": {"include_usage": False},
+        "n": 2,
+        "tools": [{"type": "function"}],
+        "tool_choice": "auto",
         "prompt_cache_key": "k",
     }
     call = Converter(ConverterSettings()).chat_passthrough(json.dumps(body).encode(), "engine")
@@ -131,17 +174,25 @@ def test_a_developer_becomes_system_in_a_chat_request_too():
     settings = ConverterSettings(replace_developer_role_with_system=True)
     call = Converter(settings).chat_passthrough(body, "engine")
     assert json.loads(call.body)["messages"] == [
-        {"role": "system", "content": "a  b"}, {"role": "user", "content": "developer"}
+        {"role": "system", "content": "a  b"},
+        {"role": "user", "content": "developer"},
     ]
 
 
 def test_the_answer_to_a_chat_request_goes_back_byte_for_byte():
     converter = Converter(ConverterSettings(return_token_id_information=True))
     call = converter.chat_passthrough(b'{"messages": []}', "engine")
-    assert json.loads(call.body) == {"model": "engine", "messages": [], "logprobs": True, "return_token_ids": True}
+    assert json.loads(call.body) == {
+        "model": "engine",
+        "messages": [],
+        "logprobs": True,
+        "return_token_ids": True,
+    }
     assert converter.to_response(call, b'{ "anything":  1 }').body == b'{ "anything":  1 }'
 
 
 def test_the_session_hint_is_the_prompt_cache_key():
-    call = Converter(ConverterSettings()).to_chat(b'{"input": "a", "prompt_cache_key": "s1", "model": "m"}', "engine")
+    call = Converter(ConverterSettings()).to_chat(
+        b'{"input": "a", "prompt_cache_key": "s1", "model": "m"}', "engine"
+    )
     assert (call.session_hint, call.model_asked, call.stream) == ("s1", "m", False)

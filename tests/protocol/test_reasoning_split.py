@@ -81,7 +81,10 @@ def test_an_answer_cut_off_inside_a_block_that_the_template_opened_is_reasoning_
 
 def test_white_space_around_a_call_makes_no_message():
     call = ToolCallDelta(FunctionDelta("f", "{}"), "c1")
-    assert plain(folded(Delta(content="<think>a</think>\n\n", tool_calls=[call]))) == [(R, "a"), ("c1", "f", "{}")]
+    assert plain(folded(Delta(content="<think>a</think>\n\n", tool_calls=[call]))) == [
+        (R, "a"),
+        ("c1", "f", "{}"),
+    ]
 
 
 def pieces_of(text, cuts):
@@ -90,7 +93,8 @@ def pieces_of(text, cuts):
 
 
 TEXTS = st.lists(
-    st.sampled_from(["<think>", "</think>", "<", "</", "think>", "<thi", "a", " ", "\n", "b c", "é"]), max_size=12
+    st.sampled_from(["<think>", "</think>", "<", "</", "think>", "<thi", "a", " ", "\n", "b c", "é"]),
+    max_size=12,
 ).map("".join)
 CUTS = st.lists(st.integers(0, 200), max_size=12)
 
@@ -104,12 +108,16 @@ def test_the_pieces_of_a_text_split_like_the_whole_of_it(text, cuts, inside):
 @given(TEXTS, CUTS, st.booleans())
 def test_splitting_loses_nothing_but_tags(text, cuts, inside):
     splitter = ThinkSplitter(inside=inside)
-    segments = [segment for piece in pieces_of(text, cuts) for segment in splitter.feed(piece)] + splitter.rest()
+    segments = [
+        segment for piece in pieces_of(text, cuts) for segment in splitter.feed(piece)
+    ] + splitter.rest()
     kept = "".join(part for _, part in segments)
     position = 0
     for char in kept:  # what is kept is a subsequence of the text
         position = text.index(char, position) + 1
-    assert len(text) - len(kept) in {7 * opens + 8 * closes for opens in range(13) for closes in (opens - 1, opens, opens + 1)}
+    assert len(text) - len(kept) in {
+        7 * opens + 8 * closes for opens in range(13) for closes in (opens - 1, opens, opens + 1)
+    }
 
 
 CALLS = st.lists(st.tuples(st.sampled_from(["f", "g"]), st.text(alphabet='{"a":1}', max_size=9)), max_size=3)
@@ -118,15 +126,19 @@ CALLS = st.lists(st.tuples(st.sampled_from(["f", "g"]), st.text(alphabet='{"a":1
 @given(st.text(alphabet="ab \n", max_size=9), st.text(alphabet="xy \n", max_size=9), CALLS, CUTS, CUTS, CUTS)
 def test_a_stream_folds_to_the_items_of_the_whole_answer(reasoning, text, calls, cuts, more_cuts, call_cuts):
     whole = Delta(
-        content=text, reasoning=reasoning,
-        tool_calls=[ToolCallDelta(FunctionDelta(name, args), f"c{n}") for n, (name, args) in enumerate(calls)],
+        content=text,
+        reasoning=reasoning,
+        tool_calls=[
+            ToolCallDelta(FunctionDelta(name, args), f"c{n}") for n, (name, args) in enumerate(calls)
+        ],
     )
     stream = [Delta(reasoning=piece) for piece in pieces_of(reasoning, cuts)]
     stream += [Delta(content=piece) for piece in pieces_of(text, more_cuts)]
     for n, (name, args) in enumerate(calls):
         stream.append(Delta(tool_calls=[ToolCallDelta(FunctionDelta(name, None), f"c{n}", n)]))
         stream += [
-            Delta(tool_calls=[ToolCallDelta(FunctionDelta(None, piece), None, n)]) for piece in pieces_of(args, call_cuts)
+            Delta(tool_calls=[ToolCallDelta(FunctionDelta(None, piece), None, n)])
+            for piece in pieces_of(args, call_cuts)
         ]
     assert folded(*stream, split=False) == folded(whole, split=False)
 

@@ -69,8 +69,14 @@ WRONG = [
     ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
     ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
-    ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}, "text.format.name"),
-    ({"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": 3}}}, "text.format.schema"),
+    (
+        {"input": "a", "text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}},
+        "text.format.name",
+    ),
+    (
+        {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": 3}}},
+        "text.format.schema",
+    ),
     ({"input": "a", "metadata": {"a": {"b": "c"}}}, "metadata"),
     ({"input": "a", "metadata": {"a": "x" * 513}}, "metadata.a"),
     ({"input": "a", "metadata": {str(n): "x" for n in range(17)}}, "metadata"),
@@ -90,21 +96,33 @@ WRONG = [
     ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
     ({"input": [{"type": "function_call", "call_id": "c", "arguments": "{}"}]}, "input[0].name"),
     ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
-    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]}, "input[0].arguments"),
+    (
+        {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]},
+        "input[0].arguments",
+    ),
     ({"input": [{"type": "custom_tool_call", "call_id": "c", "name": "f"}]}, "input[0].input"),
     ({"input": [{"type": "function_call_output", "output": "a"}]}, "input[0].call_id"),
     ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "input[0].output"),
     (message([{"text": "a"}]), "input[1].content[0].type"),
     (message([{"type": "input_text"}]), "input[1].content[0].text"),
     (message([{"type": "input_text", "text": 3}]), "input[1].content[0].text"),
-    (message([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "a"}]), "input[1].content[1].type"),
+    (
+        message([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "a"}]),
+        "input[1].content[1].type",
+    ),
     (message([{"type": "input_image"}]), "input[1].content[0].image_url"),
     (message([{"type": "input_image", "image_url": {"url": "a"}}]), "input[1].content[0].image_url"),
     (message([{"type": "input_image", "image_url": "cat.png"}]), "input[1].content[0].image_url"),
     (message([{"type": "input_image", "file_id": "file_1"}]), "input[1].content[0].file_id"),
-    (message([{"type": "input_image", "image_url": "data:,", "detail": "max"}]), "input[1].content[0].detail"),
+    (
+        message([{"type": "input_image", "image_url": "data:,", "detail": "max"}]),
+        "input[1].content[0].detail",
+    ),
     (message([{"type": "input_file", "file_id": "file_1"}]), "input[1].content[0].type"),
-    ({"input": [{"role": "assistant", "content": [{"type": "input_text", "text": "a"}]}]}, "input[0].content[0].type"),
+    (
+        {"input": [{"role": "assistant", "content": [{"type": "input_text", "text": "a"}]}]},
+        "input[0].content[0].type",
+    ),
     ({"input": "a", "tools": {"type": "function"}}, "tools"),
     ({"input": "a", "tools": [{"name": "f"}]}, "tools[0].type"),
     ({"input": "a", "tools": [{"type": "function"}]}, "tools[0].name"),
@@ -120,7 +138,10 @@ WRONG = [
     ({"input": "a", "tools": [FUNCTION], "tool_choice": {"type": "banana"}}, "tool_choice.type"),
     ({"input": "a", "tool_choice": "required"}, "tool_choice"),
     ({"input": "a", "tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
-    ({"input": "a", "chat_template_kwargs": {}, "metadata": {"chat_template_kwargs": "{}"}, "top_p": 9}, "top_p"),
+    (
+        {"input": "a", "chat_template_kwargs": {}, "metadata": {"chat_template_kwargs": "{}"}, "top_p": 9},
+        "top_p",
+    ),
 ]
 
 
@@ -129,7 +150,9 @@ def test_the_field_at_fault_is_named(body, param):
     assert refusal(body).param == param
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"hello", b"\xff\xfe", b'{"input": "\xff"}', b'{"input": "a",}', b"[1]", b"null"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"hello", b"\xff\xfe", b'{"input": "\xff"}', b'{"input": "a",}', b"[1]", b"null"]
+)
 def test_a_body_that_is_no_json_object_is_refused(raw):
     refusal(raw)
 
@@ -163,17 +186,31 @@ def test_an_unknown_field_that_resembles_none_is_ignored():
 
 def test_known_fields_that_cannot_be_filled_are_accepted():
     body = {
-        "input": "a", "include": ["reasoning.encrypted_content", "message.output_text.logprobs"], "store": False,
-        "user": "u", "safety_identifier": "s", "service_tier": "auto", "prompt_cache_retention": "24h",
-        "truncation": "auto", "max_tool_calls": 3, "background": False, "previous_response_id": None,
-        "conversation": None, "prompt": None, "stream_options": None, "moderation": None,
-        "context_management": [{"type": "compaction"}], "top_logprobs": 2,
+        "input": "a",
+        "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
+        "store": False,
+        "user": "u",
+        "safety_identifier": "s",
+        "service_tier": "auto",
+        "prompt_cache_retention": "24h",
+        "truncation": "auto",
+        "max_tool_calls": 3,
+        "background": False,
+        "previous_response_id": None,
+        "conversation": None,
+        "prompt": None,
+        "stream_options": None,
+        "moderation": None,
+        "context_management": [{"type": "compaction"}],
+        "top_logprobs": 2,
     }
     call = CONVERTER.to_chat(json.dumps(body).encode(), "engine")
     assert json.loads(call.body) == {"model": "engine", "messages": [{"role": "user", "content": "a"}]}
 
 
-@pytest.mark.parametrize("name", ["temperature", "tools", "tool_choice", "text", "reasoning", "metadata", "stream", "top_k"])
+@pytest.mark.parametrize(
+    "name", ["temperature", "tools", "tool_choice", "text", "reasoning", "metadata", "stream", "top_k"]
+)
 def test_null_is_the_same_as_absent(name):
     with_null = CONVERTER.to_chat(json.dumps({"input": "a", name: None}).encode(), "engine")
     assert with_null.body == CONVERTER.to_chat(b'{"input": "a"}', "engine").body
@@ -185,18 +222,47 @@ JSON = st.recursive(
     max_leaves=8,
 )
 NAMES = st.sampled_from(
-    ["type", "role", "content", "call_id", "name", "arguments", "output", "summary", "text", "image_url", "input"]
+    [
+        "type",
+        "role",
+        "content",
+        "call_id",
+        "name",
+        "arguments",
+        "output",
+        "summary",
+        "text",
+        "image_url",
+        "input",
+    ]
 )
 VALUES = JSON | st.sampled_from(
     ["message", "user", "function_call", "function_call_output", "reasoning", "input_text", "c1"]
 )
 FUZZED_ITEMS = st.lists(
-    st.dictionaries(NAMES, VALUES | st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=2), max_size=6),
+    st.dictionaries(
+        NAMES, VALUES | st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=2), max_size=6
+    ),
     max_size=4,
 )
 FUZZED_FIELDS = st.dictionaries(
-    st.sampled_from(["tools", "tool_choice", "text", "reasoning", "metadata", "temperature", "stop", "instructions",
-                     "guided_json", "chat_template_kwargs", "max_tokens", "return_token_ids", "response_format"]),
+    st.sampled_from(
+        [
+            "tools",
+            "tool_choice",
+            "text",
+            "reasoning",
+            "metadata",
+            "temperature",
+            "stop",
+            "instructions",
+            "guided_json",
+            "chat_template_kwargs",
+            "max_tokens",
+            "return_token_ids",
+            "response_format",
+        ]
+    ),
     JSON | st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=2),
     max_size=4,
 )

@@ -19,22 +19,40 @@ TOOLS = [
     {"type": "custom", "name": "patch", "format": {"type": "text"}},
 ]
 USAGE = {
-    "prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18,
-    "prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 3},
+    "prompt_tokens": 11,
+    "completion_tokens": 7,
+    "total_tokens": 18,
+    "prompt_tokens_details": {"cached_tokens": 4},
+    "completion_tokens_details": {"reasoning_tokens": 3},
 }
 
 
 def converter(**settings):
     keys = iter(range(1000))
-    return Converter(ConverterSettings(**settings), clock=lambda: 1_760_000_000.7, new_key=lambda: f"k{next(keys)}_")
+    return Converter(
+        ConverterSettings(**settings), clock=lambda: 1_760_000_000.7, new_key=lambda: f"k{next(keys)}_"
+    )
 
 
 def answer(finish_reason="stop", usage=USAGE, **message):
-    return json.dumps({
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "org/engine-model", "usage": usage,
-        "choices": [{"index": 0, "finish_reason": finish_reason, "stop_reason": None, "logprobs": None,
-                     "message": {"role": "assistant", "content": None, **message}}],
-    }).encode()
+    return json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "org/engine-model",
+            "usage": usage,
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": finish_reason,
+                    "stop_reason": None,
+                    "logprobs": None,
+                    "message": {"role": "assistant", "content": None, **message},
+                }
+            ],
+        }
+    ).encode()
 
 
 def chat_call(call_id="c1", name="f", arguments='{"a":"x"}'):
@@ -51,34 +69,85 @@ def respond(request=None, settings=None, **message):
 
 def test_a_response_has_everything_that_openai_s_schema_has():
     assert respond({"tools": TOOLS}, content="hello", reasoning="why") == {
-        "id": "resp_k0_", "object": "response", "created_at": 1_760_000_000, "completed_at": 1_760_000_000,
-        "status": "completed", "background": False, "error": None, "incomplete_details": None, "instructions": None,
-        "max_output_tokens": None, "max_tool_calls": None, "model": "org/engine-model",
+        "id": "resp_k0_",
+        "object": "response",
+        "created_at": 1_760_000_000,
+        "completed_at": 1_760_000_000,
+        "status": "completed",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": None,
+        "max_output_tokens": None,
+        "max_tool_calls": None,
+        "model": "org/engine-model",
         "output": [
-            {"type": "reasoning", "id": "rs_k0_0", "summary": [], "encrypted_content": None, "status": "completed",
-             "content": [{"type": "reasoning_text", "text": "why"}]},
-            {"type": "message", "id": "msg_k0_1", "role": "assistant", "status": "completed",
-             "content": [{"type": "output_text", "text": "hello", "annotations": [], "logprobs": []}]},
+            {
+                "type": "reasoning",
+                "id": "rs_k0_0",
+                "summary": [],
+                "encrypted_content": None,
+                "status": "completed",
+                "content": [{"type": "reasoning_text", "text": "why"}],
+            },
+            {
+                "type": "message",
+                "id": "msg_k0_1",
+                "role": "assistant",
+                "status": "completed",
+                "content": [{"type": "output_text", "text": "hello", "annotations": [], "logprobs": []}],
+            },
         ],
-        "parallel_tool_calls": True, "previous_response_id": None, "prompt_cache_key": None,
-        "prompt_cache_retention": None, "reasoning": {"effort": None, "summary": None}, "safety_identifier": None,
-        "service_tier": "default", "store": True, "temperature": None,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"}, "tool_choice": "auto", "tools": TOOLS,
-        "top_logprobs": 0, "top_p": None, "truncation": "disabled",
-        "usage": {"input_tokens": 11, "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
-                  "output_tokens": 7, "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 18},
-        "user": None, "metadata": {},
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "prompt_cache_key": None,
+        "prompt_cache_retention": None,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": None,
+        "service_tier": "default",
+        "store": True,
+        "temperature": None,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "auto",
+        "tools": TOOLS,
+        "top_logprobs": 0,
+        "top_p": None,
+        "truncation": "disabled",
+        "usage": {
+            "input_tokens": 11,
+            "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+            "output_tokens": 7,
+            "output_tokens_details": {"reasoning_tokens": 3},
+            "total_tokens": 18,
+        },
+        "user": None,
+        "metadata": {},
     }
 
 
 ECHOED = {
-    "instructions": "be brief", "temperature": 0.5, "top_p": 0.25, "max_output_tokens": 9, "max_tool_calls": 2,
-    "parallel_tool_calls": False, "metadata": {"a": "b"}, "store": False, "user": "u", "truncation": "auto",
-    "prompt_cache_key": "p", "prompt_cache_retention": "24h", "safety_identifier": "s", "service_tier": "flex",
-    "top_logprobs": 3, "tools": TOOLS, "tool_choice": {"type": "function", "name": "f"},
+    "instructions": "be brief",
+    "temperature": 0.5,
+    "top_p": 0.25,
+    "max_output_tokens": 9,
+    "max_tool_calls": 2,
+    "parallel_tool_calls": False,
+    "metadata": {"a": "b"},
+    "store": False,
+    "user": "u",
+    "truncation": "auto",
+    "prompt_cache_key": "p",
+    "prompt_cache_retention": "24h",
+    "safety_identifier": "s",
+    "service_tier": "flex",
+    "top_logprobs": 3,
+    "tools": TOOLS,
+    "tool_choice": {"type": "function", "name": "f"},
     "reasoning": {"effort": "high", "summary": "auto"},
-    "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "description": None, "strict": True},
-             "verbosity": "low"},
+    "text": {
+        "format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "description": None, "strict": True},
+        "verbosity": "low",
+    },
 }
 
 
@@ -100,13 +169,30 @@ def test_output_text_of_the_openai_types_is_the_text():
 
 
 def test_calls_become_items_after_the_text_with_the_engine_s_call_ids():
-    body = respond({"tools": TOOLS}, content="see", tool_calls=[chat_call("c1"), chat_call("c2", arguments="")],
-                   finish_reason="tool_calls")
+    body = respond(
+        {"tools": TOOLS},
+        content="see",
+        tool_calls=[chat_call("c1"), chat_call("c2", arguments="")],
+        finish_reason="tool_calls",
+    )
     assert body["status"] == "completed"
     assert body["output"][1:] == [
-        {"type": "function_call", "id": "fc_k0_1", "call_id": "c1", "name": "f", "arguments": '{"a":"x"}',
-         "status": "completed"},
-        {"type": "function_call", "id": "fc_k0_2", "call_id": "c2", "name": "f", "arguments": "", "status": "completed"},
+        {
+            "type": "function_call",
+            "id": "fc_k0_1",
+            "call_id": "c1",
+            "name": "f",
+            "arguments": '{"a":"x"}',
+            "status": "completed",
+        },
+        {
+            "type": "function_call",
+            "id": "fc_k0_2",
+            "call_id": "c2",
+            "name": "f",
+            "arguments": "",
+            "status": "completed",
+        },
     ]
 
 
@@ -116,8 +202,14 @@ def test_calls_become_items_after_the_text_with_the_engine_s_call_ids():
 )
 def test_a_call_of_a_custom_tool_is_a_custom_tool_call(arguments, expected):
     item = respond({"tools": TOOLS}, tool_calls=[chat_call("c1", "patch", arguments)])["output"][0]
-    assert item == {"type": "custom_tool_call", "id": "ctc_k0_0", "call_id": "c1", "name": "patch",
-                    "input": expected, "status": "completed"}
+    assert item == {
+        "type": "custom_tool_call",
+        "id": "ctc_k0_0",
+        "call_id": "c1",
+        "name": "patch",
+        "input": expected,
+        "status": "completed",
+    }
 
 
 def test_a_call_without_an_id_gets_one():
@@ -128,9 +220,13 @@ def test_a_call_without_an_id_gets_one():
 @pytest.mark.parametrize(
     ("finish_reason", "status", "reason"),
     [
-        ("stop", "completed", None), ("tool_calls", "completed", None), (None, "completed", None),
-        ("repetition", "completed", None), ("length", "incomplete", "max_output_tokens"),
-        ("content_filter", "incomplete", "content_filter"), ("abort", "failed", None),
+        ("stop", "completed", None),
+        ("tool_calls", "completed", None),
+        (None, "completed", None),
+        ("repetition", "completed", None),
+        ("length", "incomplete", "max_output_tokens"),
+        ("content_filter", "incomplete", "content_filter"),
+        ("abort", "failed", None),
     ],
 )
 def test_how_the_answer_ended_is_the_status(finish_reason, status, reason):
@@ -183,13 +279,16 @@ def test_dropped_tools_are_named_in_the_metadata_and_not_echoed():
 def test_two_responses_have_different_ids():
     convert = Converter(ConverterSettings())
     bodies = [
-        json.loads(convert.to_response(convert.to_chat(b'{"input":"a"}', "e"), answer(content="x")).body) for _ in "ab"
+        json.loads(convert.to_response(convert.to_chat(b'{"input":"a"}', "e"), answer(content="x")).body)
+        for _ in "ab"
     ]
     assert bodies[0]["id"] != bodies[1]["id"]
     assert bodies[0]["output"][0]["id"] != bodies[1]["output"][0]["id"]
 
 
-@pytest.mark.parametrize("raw", [b"", b"<html>", b"{}", b'{"model": "m", "choices": []}', b'{"model":"m","choices":[{}]}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"<html>", b"{}", b'{"model": "m", "choices": []}', b'{"model":"m","choices":[{}]}']
+)
 def test_an_answer_that_is_no_completion_is_the_engine_s_fault(raw):
     convert = converter()
     with pytest.raises(UpstreamError) as failed:
@@ -199,9 +298,9 @@ def test_an_answer_that_is_no_completion_is_the_engine_s_fault(raw):
 
 # ---- there and back
 
-WORDS = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=12).filter(
-    lambda text: text.strip()
-)
+WORDS = st.text(
+    alphabet=st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=12
+).filter(lambda text: text.strip())
 PROSE = st.one_of(st.none(), WORDS)
 
 
@@ -210,7 +309,9 @@ def conversations(draw):
     """Chat messages as a client would have sent them, and what its assistant's turns were."""
     messages, number = [], 0
     for _ in range(draw(st.integers(1, 4))):
-        messages.append({"role": draw(st.sampled_from(["user", "system", "developer"])), "content": draw(WORDS)})
+        messages.append(
+            {"role": draw(st.sampled_from(["user", "system", "developer"])), "content": draw(WORDS)}
+        )
         content, reasoning, calls = draw(PROSE), draw(PROSE), draw(st.integers(0, 3))
         if content is None and not calls:
             content = draw(WORDS)

@@ -15,7 +15,13 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "
 TOOLS = [{"type": "function", "name": "f"}]
 
 
-def answer(prompt="[1, 2,3]", ids="[40,50]", log_probs=("-0.0", "-1.25e-05"), tokens=("a", '\\"logprob\\":9,'), **message):
+def answer(
+    prompt="[1, 2,3]",
+    ids="[40,50]",
+    log_probs=("-0.0", "-1.25e-05"),
+    tokens=("a", '\\"logprob\\":9,'),
+    **message,
+):
     """An answer as text, so that the spelling of numbers is under control."""
     listed = ",".join(
         '{"token":"%s","logprob":%s,"bytes":[1],"top_logprobs":[{"token":"x","logprob":-7.0}]}' % pair
@@ -61,8 +67,14 @@ def test_a_request_may_ask_for_them_itself():
 
 @pytest.mark.parametrize(
     "message",
-    [dict(), dict(reasoning="why"), dict(content=None, tool_calls=[CALL]), dict(tool_calls=[CALL, CALL | {"id": "c2"}]),
-     dict(content="<think>only this"), dict(content="")],
+    [
+        dict(),
+        dict(reasoning="why"),
+        dict(content=None, tool_calls=[CALL]),
+        dict(tool_calls=[CALL, CALL | {"id": "c2"}]),
+        dict(content="<think>only this"),
+        dict(content=""),
+    ],
 )
 def test_the_last_item_of_every_kind_of_turn_carries_them(message):
     body = json.loads(convert(answer(**message)).body)
@@ -117,7 +129,9 @@ def test_a_prompt_without_ids_asks_for_tokenize(prompt):
 
 
 def test_what_tokenize_said_fills_the_gap():
-    done = convert(answer(prompt="null"), tokenized=b'{"count":2,"max_model_len":9,"tokens":[8, 9],"token_strs":null}')
+    done = convert(
+        answer(prompt="null"), tokenized=b'{"count":2,"max_model_len":9,"tokens":[8, 9],"token_strs":null}'
+    )
     assert b'"prompt_token_ids":[8, 9],' in done.body
     assert (done.needs_tokenize, done.token_problem) == (False, None)
 
@@ -131,10 +145,22 @@ def test_a_tokenize_that_says_nothing_is_told_and_not_asked_again(tokenized):
 
 def test_tokenize_is_asked_about_the_same_prompt():
     settings = ConverterSettings(return_token_id_information=True, chat_template_kwargs={"a": 1})
-    request = {"input": "a", "tools": TOOLS, "temperature": 0.5, "reasoning": {"effort": "none"}, "documents": []}
+    request = {
+        "input": "a",
+        "tools": TOOLS,
+        "temperature": 0.5,
+        "reasoning": {"effort": "none"},
+        "documents": [],
+    }
     call = Converter(settings).to_chat(json.dumps(request).encode(), "e")
     assert json.loads(tokenize_body(call)) == {
-        "model": "e", "messages": [{"role": "user", "content": "a"}],
+        "model": "e",
+        "messages": [{"role": "user", "content": "a"}],
         "tools": [{"type": "function", "function": {"name": "f"}}],
-        "chat_template_kwargs": {"a": 1, "reasoning_effort": "none", "enable_thinking": False, "documents": []},
+        "chat_template_kwargs": {
+            "a": 1,
+            "reasoning_effort": "none",
+            "enable_thinking": False,
+            "documents": [],
+        },
     }

@@ -15,7 +15,10 @@ F = {"type": "function", "name": "f", "description": "does f", "parameters": SCH
 G = {"type": "function", "name": "g"}
 CUSTOM = {"type": "custom", "name": "patch", "description": "patches"}
 WEB = {"type": "web_search", "search_context_size": "low"}
-CHAT_F = {"type": "function", "function": {"name": "f", "description": "does f", "parameters": SCHEMA, "strict": True}}
+CHAT_F = {
+    "type": "function",
+    "function": {"name": "f", "description": "does f", "parameters": SCHEMA, "strict": True},
+}
 CHAT_G = {"type": "function", "function": {"name": "g"}}
 
 
@@ -73,7 +76,9 @@ def test_a_hosted_tool_is_left_out():
     assert "tools" not in sent([WEB], "auto")
 
 
-@pytest.mark.parametrize("choice", [WEB | {"type": "web_search_preview"}, {"type": "mcp", "server_label": "x"}])
+@pytest.mark.parametrize(
+    "choice", [WEB | {"type": "web_search_preview"}, {"type": "mcp", "server_label": "x"}]
+)
 def test_a_hosted_tool_that_is_forced_is_refused_by_name(choice):
     with pytest.raises(RequestError, match=choice["type"]):
         sent([WEB, F], choice)
