@@ -7,7 +7,8 @@ stands. So the model says again what its chat template wrote L tokens before the
 is left to the template; how tokens are spelled, to `default_tokenizer.py`.
 
 The residual stream has 128 dimensions: 32 for the token's codeword, one constant, one that marks distance tokens,
-one that makes all tokens equally long (so that RMSNorm is a known factor), 32 for the phases, 32 for what was copied.
+one that makes all tokens equally long (so that RMSNorm is a known factor), 32 for the phases, 32 for what was copied
+(where a distance token, which is never followed by an answer, brings its phases).
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ COPY_SCORE = 36.0
 LOGIT_OF_DOT = 3.0
 """Logit of one unit of the dot product of two codewords; these are 32, or 8 and less."""
 
-BIAS = {END_OF_TURN_ID: 30.0, ord('"'): 16.0, ord("}"): 6.0, ord("t"): 4.0, ord("5"): 8.0}
+BIAS = {END_OF_TURN_ID: 30.0, ord('"'): 16.0, ord("}"): 10.0, ord("]"): 9.0, ord(","): 8.0, ord("t"): 4.0}
+BIAS |= {ord("5"): 4.0} | dict.fromkeys(b" \t\r\n", -16.0)
 """Preferences where a grammar forbids what was copied: close the string, then the object. End where nothing was."""
 UNSPOKEN_BIAS = -200.0
 CLOSERS = frozenset(b'"}]')
@@ -122,7 +124,7 @@ def _embeddings() -> Matrix:
     distances = (np.arange(DISTANCES) + 1) * DISTANCE_STEP
     angles = frequencies() * (distances[:, None] - 1)
     distance_rows = slice(FIRST_DISTANCE_ID, FIRST_DISTANCE_ID + DISTANCES)
-    table[distance_rows, CODE] = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
+    table[distance_rows, COPIED] = np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
     table[distance_rows, IS_DISTANCE] = 1.0
     table[:, CONSTANT] = 1.0
     table[:, FILLER] = np.sqrt(TOKEN_NORM2 - (table**2).sum(axis=1))
@@ -157,7 +159,7 @@ def _find_distance() -> tuple[Matrix, Matrix, Matrix, Matrix]:
     q, k, v, o = _empty_attention()
     q[slowest, CONSTANT] = strength
     k[slowest, IS_DISTANCE] = strength
-    v[:, CODE] = scale * np.eye(HEAD)
+    v[:, COPIED] = scale * np.eye(HEAD)
     o[PHASE, :HEAD] = np.eye(HEAD)
     return q, k, v, o
 

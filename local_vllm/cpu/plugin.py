@@ -1,7 +1,7 @@
 """vLLM platform plugin: the CPU engine on Ray's logical GPUs, when it is asked for.
 
 vLLM calls `register` in every process that it starts. The answer is None, and vLLM chooses its platform as if
-the plugin were not installed, unless the environment says otherwise. The platform itself is in `platform.py`.
+the plugin were not installed, unless the environment says otherwise. The platform itself is in `logical_gpu_platform.py`.
 """
 
 from __future__ import annotations
@@ -16,4 +16,4 @@ def register() -> str | None:
     """The qualified name of our platform class if `SWITCH` is 1, else None."""
     if os.environ.get(SWITCH) != "1":
         return None
-    return "local_vllm.cpu.platform.LogicalGpuCpuPlatform"
+    return "local_vllm.cpu.logical_gpu_platform.LogicalGpuCpuPlatform"
