@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """GPUs of a node that something else has: `holder` names it for a person ("run 7f3a", "another Ray job")."""
+    """GPUs of a node that something else has; `holder` is a name for a person ("run 7f3a")."""
 
     holder: str
     gpus: int
@@ -19,7 +19,7 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node. GPUs are whole ones: a node with 7.5 free GPUs has 7. `address` is the one Ray knows it by."""
+    """One node. `address` is the one Ray knows it by. GPUs are whole: where 7.5 are free, it is 7."""
 
     node_id: str
     address: str

@@ -26,7 +26,7 @@ def draw_placements(
 ) -> str:
     """The drawing and its legend, without a newline at the end.
 
-    `launched` says that the cluster was read after the launch, so that its free GPUs are those beside the plan's.
+    `launched` says that the cluster was read after the launch: its free GPUs are those beside the plan's.
     `paint` may wrap a text of the server with that index in a colour.
     """
     cells = _cells(placements)
@@ -62,10 +62,8 @@ def _row(node: Node, ours: list[_Cell], launched: bool) -> list[_Cell]:
     return [*ours, *[(".", None)] * free, *[("#", None)] * others]
 
 
-def _lines(
-    rows: Sequence[tuple[Node, list[_Cell]]], width: int, margin: int, paint: Paint
-) -> Iterator[str]:
-    """One line a node; of a run of nodes that look the same and hold nothing of ours, the first few and a count."""
+def _lines(rows: Sequence[tuple[Node, list[_Cell]]], width: int, margin: int, paint: Paint) -> Iterator[str]:
+    """One line a node; of nodes in a row that look alike and hold nothing of ours, a few and a count."""
     for (_, accelerator, _), run in groupby(rows, key=_looks):
         nodes = list(run)
         shown = nodes if _ours(nodes[0][1]) or len(nodes) <= _SHOWN_ALIKE + 1 else nodes[:_SHOWN_ALIKE]

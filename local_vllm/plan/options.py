@@ -1,15 +1,16 @@
-"""Every way to place one server on a stock of nodes so that vLLM does the same for each order of the other nodes.
+"""Every way to place one server on a stock of nodes so that vLLM does the same for each order of the nodes.
 
-The rules are vLLM's own (see vllm_placement.py), turned round. A server is let loose on exactly the nodes it uses.
+The rules are vLLM's own (see vllm_placement.py), turned round. A server may use exactly the nodes it needs.
 
-strict  each node takes `data_parallel_size_local` ranks, the last what is left, and a node without room for all of
-        them is skipped. So the ranks divide evenly over the nodes, or there are two nodes: then the last is known.
-fill    the master takes `data_parallel_size_local` ranks, each other node as many as it can. So the others fit to
-        the last rank, or there is only one other.
+strict  each node takes `data_parallel_size_local` ranks, the last what is left, and a node without room for
+        all of them is skipped. So the ranks divide evenly over the nodes, or there are two: then the last is
+        known.
+fill    the master takes `data_parallel_size_local` ranks, each other node as many as it can. So the others
+        fit to the last rank, or there is only one other.
 span    every node gives every free GPU. So they have equally many, and together exactly enough.
 
-Each rank takes one CPU on its first node. Which nodes those are is not known under span with several ranks: there
-every node gives one.
+Each rank takes one CPU on its first node. Which nodes those are is not known under span with several ranks:
+there every node gives one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class Shape(NamedTuple):
 
 
 class Option(NamedTuple):
-    """`local` is the data_parallel_size_local that makes it so. Unless any node will do, the master is of the first share."""
+    """`local` is the data_parallel_size_local that makes it so.
+
+    The master is a node of the first share, or with `any_master` whichever node one likes.
+    """
 
     shares: tuple[Share, ...]
     local: int | None
@@ -50,7 +54,7 @@ def shape_of(topology: Topology) -> Shape:
 
 
 def options(stock: Stock, shape: Shape) -> Iterator[Option | None]:
-    """The ways to place a server, the best first: fewest nodes, opened nodes, tightest. None is a dead end."""
+    """Ways to place a server, the best first: fewest nodes, opened nodes, tightest. None is a dead end."""
     for pool in pools(stock):
         match shape.strategy:
             case PackStrategy.STRICT:
@@ -91,7 +95,9 @@ def _room(kind: Kind, shape: Shape) -> int:
 def _even(stock: Stock, shape: Shape, local: int) -> Iterator[Option]:
     fit = tuple(item for item in stock if _room(item[0], shape) >= local and item[0].cpus >= local)
     for drawn in draws(fit, shape.ranks // local):
-        yield Option(tuple(_share(kind, count, local, shape) for kind, count in drawn), local, any_master=True)
+        yield Option(
+            tuple(_share(kind, count, local, shape) for kind, count in drawn), local, any_master=True
+        )
 
 
 def _uneven(stock: Stock, shape: Shape, local: int) -> Iterator[Option]:
@@ -159,7 +165,7 @@ def _less(stock: Stock, drawn: Draw) -> Stock:
 
 
 def _summing(full: Stock, nodes: int, low: int, high: int, shape: Shape) -> Iterator[Draw | None]:
-    """Draws of so many nodes with room for `low` to `high` ranks together, from the roomiest; None is a dead end."""
+    """Draws of so many nodes with room for `low` to `high` ranks together; None is a dead end."""
     if nodes == 0 and low <= 0 <= high:
         yield ()
         return

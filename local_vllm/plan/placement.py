@@ -1,6 +1,6 @@
 """All servers of a run on a cluster: which nodes each takes, and in which order they must be launched.
 
-Pure. What vLLM has to be told for it is in vllm_flags.py; why a plan does not exist is put into words in refusal.py.
+Pure. What vLLM has to be told for it is in vllm_flags.py; why there is none is said in refusal.py.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class RankPlacement:
 class Placement:
     """One server on its nodes.
 
-    `vllm serve` runs on the master node, which holds rank 0, and may use no other nodes than `allowed_addresses`
-    (the master first). Beyond the master vLLM walks the nodes in an order of its own: there, ranks of two nodes may
-    come out exchanged. `gpus_by_node` is the same for every order. `launch_order` counts from 0 over all servers of
-    the plan: each server must find what those before it have left. `data_parallel_size_local` is None where vLLM
-    wants it unset: under span, and with one rank.
+    `vllm serve` runs on the master node, which holds rank 0, and may use no other nodes than
+    `allowed_addresses` (the master first). Beyond the master vLLM walks the nodes in an order of its own, so
+    ranks of other nodes may come out exchanged; `gpus_by_node` is the same for every order.
+    `data_parallel_size_local` is None where it is best unset: under span, and with one rank.
+    `launch_order` counts from 0 over all servers of the plan: each must find what those before it have left.
     """
 
     topology: Topology
@@ -91,19 +91,21 @@ def plan_placements(
 
 
 def usable_nodes(cluster: Cluster) -> tuple[Node, ...]:
-    """The nodes a plan may use, by address. vLLM cannot tell nodes apart that share one, so those are left out."""
+    """The nodes a plan may use. Those that share an address are left out: vLLM cannot tell them apart."""
     uses = Counter(node.address for node in cluster.nodes)
     return tuple(node for node in cluster.by_address() if uses[node.address] == 1)
 
 
-def _place(nodes: Sequence[Node], topologies: Sequence[Topology], tries: int) -> tuple[Placement, ...] | NoRoom:
+def _place(
+    nodes: Sequence[Node], topologies: Sequence[Topology], tries: int
+) -> tuple[Placement, ...] | NoRoom:
     stock, kinds = stock_of(nodes)
     outcome = search(stock, map(shape_of, topologies), tries)
     return outcome if isinstance(outcome, NoRoom) else _on_nodes(nodes, kinds, topologies, outcome.steps)
 
 
 def _left_after(nodes: Sequence[Node], topologies: Sequence[Topology]) -> tuple[Node, ...] | None:
-    """The nodes with what these servers leave, or None when they do not fit. A shorter search than for a real plan."""
+    """The nodes with what these servers leave, or None when a short search finds no room for them."""
     outcome = _place(nodes, topologies, _TRIES_TO_EXPLAIN)
     if isinstance(outcome, NoRoom):
         return None
@@ -113,7 +115,9 @@ def _left_after(nodes: Sequence[Node], topologies: Sequence[Topology]) -> tuple[
         gpus.update(placement.gpus_by_node)
         cpus.update(rank.slots[0].node_id for rank in placement.ranks)
     return tuple(
-        replace(node, gpus_free=node.gpus_free - gpus[node.node_id], cpus_free=node.cpus_free - cpus[node.node_id])
+        replace(
+            node, gpus_free=node.gpus_free - gpus[node.node_id], cpus_free=node.cpus_free - cpus[node.node_id]
+        )
         for node in nodes
     )
 

@@ -21,11 +21,11 @@ def check_each(nodes: Sequence[Node], topologies: Sequence[Topology]) -> None:
     """Raises PlacementError for a span that needs no span: vLLM refuses it as well."""
     for topology in topologies:
         if needless_span(nodes, topology):
-            roomiest = _roomiest(nodes)
+            roomiest = max(nodes, key=lambda node: node.gpus_free)
             raise PlacementError(
                 f"{topology.server}: {topology.rank_text} needs {topology.world_size} GPUs, and "
-                f"{roomiest.gpus_free} are free on one node, {roomiest.address}; span is for ranks that are larger "
-                "than a node, so set VLLM_RAY_DP_PACK_STRATEGY to strict"
+                f"{roomiest.gpus_free} are free on one node, {roomiest.address}; span is for ranks that are "
+                "larger than a node, so set VLLM_RAY_DP_PACK_STRATEGY to strict"
             )
 
 
@@ -34,21 +34,33 @@ def needless_span(nodes: Sequence[Node], topology: Topology) -> bool:
     return topology.strategy is PackStrategy.SPAN and topology.world_size <= most
 
 
-def reason(nodes: Sequence[Node], topologies: Sequence[Topology], left_after: LeftAfter, notes: Sequence[str]) -> str:
-    """One sentence. `left_after` plans some servers and gives the nodes with what is left, or None; `notes` end it."""
+def reason(
+    nodes: Sequence[Node], topologies: Sequence[Topology], left_after: LeftAfter, notes: Sequence[str]
+) -> str:
+    """One sentence, that ends with the notes.
+
+    `left_after` plans the servers it is given, and returns the nodes with what is left, or None.
+    """
     culprit, before = _culprit(topologies, left_after)
     left = left_after(before)
     parts = [f"{culprit.server}: {shortage(left if left is not None else nodes, culprit)}"]
     if before:
-        parts.append(f"the rest is taken by {_listed(before)}" if left is not None else f"beside {_listed(before)}")
-    parts += [_held(nodes), _fitting(nodes, topologies, (culprit, *before[:_SUGGESTIONS]), left_after), *notes]
+        parts.append(
+            f"the rest is taken by {_listed(before)}" if left is not None else f"beside {_listed(before)}"
+        )
+    parts += [
+        _held(nodes),
+        _fitting(nodes, topologies, (culprit, *before[:_SUGGESTIONS]), left_after),
+        *notes,
+    ]
     return "; ".join(part for part in parts if part)
 
 
-def _culprit(
-    topologies: Sequence[Topology], left_after: LeftAfter
-) -> tuple[Topology, tuple[Topology, ...]]:
-    """The first server that does not fit, largest first, and those before it; alone when it fits on no account."""
+def _culprit(topologies: Sequence[Topology], left_after: LeftAfter) -> tuple[Topology, tuple[Topology, ...]]:
+    """The first server, the largest first, that does not fit beside those before it, and these.
+
+    Alone when it does not even fit by itself.
+    """
     ordered = sorted(topologies, key=lambda topology: (-topology.world_size, -topology.gpus))
     for topology in dict.fromkeys(replace(topology, server="") for topology in ordered):
         if left_after((topology,)) is None:
@@ -67,7 +79,11 @@ def shortage(nodes: Sequence[Node], topology: Topology) -> str:
     size, ranks, strategy = topology.world_size, topology.data_parallel_size, topology.strategy
     roomiest = _roomiest(nodes)
     if roomiest is None or roomiest.gpus_free < size:
-        found = f"the largest free block is {roomiest.gpus_free}, on {roomiest.address}" if roomiest else "no GPU is free"
+        found = (
+            f"the largest free block is {roomiest.gpus_free}, on {roomiest.address}"
+            if roomiest
+            else "no GPU is free"
+        )
         return f"{topology.rank_text} needs {_gpus(size)} on one node under {strategy}; {found}"
     rooms = [(node, node.gpus_free // size) for node in nodes if node.gpus_free >= size]
     free = sum(room for _, room in rooms)
@@ -76,7 +92,8 @@ def shortage(nodes: Sequence[Node], topology: Topology) -> str:
         return f"{asked} under {strategy}; {free} {_are(free)} free, {_most_of(rooms)}"
     with_cpu = sum(min(room, int(node.cpus_free)) for node, room in rooms)
     if with_cpu < ranks:
-        return f"{asked} with a CPU beside each; {_blocks(free)} {_are(free)} free, {with_cpu} of them with a CPU"
+        found = f"{_blocks(free)} {_are(free)} free, {with_cpu} of them with a CPU"
+        return f"{asked} with a CPU beside each; {found}"
     return f"{asked}, {_pattern(topology)}; free are {_most_of(rooms)}"
 
 
@@ -97,8 +114,8 @@ def _span_shortage(nodes: Sequence[Node], topology: Topology) -> str:
         return f"{asked} under span; {total} {_are(total)} free in the whole cluster"
     found = ", ".join(f"{gpus} on {_nodes(free[gpus])}" for gpus in sorted(free, reverse=True)[:4])
     return (
-        f"{asked} under span, on nodes with equally many free GPUs that divide {topology.world_size} and with a free "
-        f"CPU for each rank; free are {found}"
+        f"{asked} under span, on nodes with equally many free GPUs that divide {topology.world_size}, and "
+        f"a free CPU for each rank; free are {found}"
     )
 
 
@@ -116,7 +133,10 @@ def _held(nodes: Sequence[Node]) -> str:
 
 
 def _fitting(
-    nodes: Sequence[Node], topologies: Sequence[Topology], concerned: Sequence[Topology], left_after: LeftAfter
+    nodes: Sequence[Node],
+    topologies: Sequence[Topology],
+    concerned: Sequence[Topology],
+    left_after: LeftAfter,
 ) -> str:
     """Changes of the server that does not fit, or else of one that it has to share with."""
     for topology in concerned:
@@ -149,7 +169,9 @@ def _attempts(topology: Topology) -> Iterator[Attempt]:
         parts = [part for part in range(size // 2, 0, -1) if size % part == 0]
         yield f"{field} {{0.{field}}}", _smaller(free, field, parts)
     ranks = topology.data_parallel_size
-    fewer = sorted({*range(ranks - 1, 0, -1)[:8], *(ranks >> shift for shift in range(1, ranks.bit_length()))})[::-1]
+    fewer = sorted(
+        {*range(ranks - 1, 0, -1)[:8], *(ranks >> shift for shift in range(1, ranks.bit_length()))}
+    )[::-1]
     yield "data_parallel_size {0.data_parallel_size}", _smaller(free, "data_parallel_size", fewer)
 
 

@@ -1,11 +1,11 @@
-"""Finds room for all servers of a run together: which of them is launched when, and on what kinds of nodes.
+"""Finds room for all servers of a run together: which is launched when, and on what kinds of nodes.
 
-Two passes. The first takes the largest first and is nearly always right at once. The second is complete: it goes
-through every way in an order of launches that loses nothing (below), up to a number of tries.
+Two passes. The first takes the largest first and is nearly always right at once. The second is complete: it
+goes through every way in an order of launches that loses nothing (below), up to a number of tries.
 
-The order matters, because vLLM looks at what is free at that moment. strict never minds launching early, and an uneven
-one needs room that it does not take, so those go first. fill takes whatever is there, so it goes when the stricts
-have left exactly its part. span takes whole nodes as they are, so it goes last: after it nothing is left there.
+The order matters, because vLLM looks at what is free at that moment. strict never minds launching early, and
+an uneven one needs room that it does not take, so those go first. fill takes whatever is there, so it goes
+when the stricts have left exactly its part. span takes nodes as they are, and leaves nothing: it goes last.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _largest_first(item: tuple[Shape, int]) -> tuple[int, ...]:
     return early, -shape.world_size, -shape.ranks, shape.local or 0
 
 
-def _walk(start: _Position, moves: Callable[[_Position], Iterator[_Move | None]], tries: int) -> Found | NoRoom:
+def _walk(
+    start: _Position, moves: Callable[[_Position], Iterator[_Move | None]], tries: int
+) -> Found | NoRoom:
     """Depth first, never twice over the same ground."""
     path: list[Step | None] = []
     stack, seen, tried = [moves(start)], {_ground(start)}, 0
@@ -110,7 +112,9 @@ def _ground(position: _Position) -> tuple[object, ...]:
 def _hopeless(position: _Position) -> bool:
     """Whether simple sums say that the rest cannot fit: GPUs, CPUs, and blocks of each size."""
     stock, remaining = position.stock, position.remaining
-    if sum(kind.cpus * count for kind, count in stock) < sum(shape.ranks * count for shape, count in remaining):
+    if sum(kind.cpus * count for kind, count in stock) < sum(
+        shape.ranks * count for shape, count in remaining
+    ):
         return True
     packed = [(shape, count) for shape, count in remaining if shape.strategy is not PackStrategy.SPAN]
     for size in {shape.world_size for shape, _ in packed}:
@@ -149,7 +153,9 @@ def _stage_of(shape: Shape) -> int:
 def _moves(
     position: _Position, shape: Shape, ways: Iterator[Option | None], stage: int
 ) -> Iterator[_Move | None]:
-    remaining = tuple((other, n - (other == shape)) for other, n in position.remaining if n > (other == shape))
+    remaining = tuple(
+        (other, n - (other == shape)) for other, n in position.remaining if n > (other == shape)
+    )
     for option in ways:
         if option is None:
             yield None

@@ -1,4 +1,4 @@
-"""What is free, counted: nodes that are alike stand in one line, so a search over a thousand of them is small.
+"""What is free, counted: nodes that are alike stand in one line, so that a thousand of them are few.
 
 Pure numbers: which node it is in the end is decided in placement.py.
 """
@@ -15,7 +15,7 @@ from local_vllm.plan.cluster import Node
 class Kind(NamedTuple):
     """Nodes that are alike. Kinds sort by how gladly they are used: opened ones first, then the tightest.
 
-    `cpus` is never above `gpus`: a rank takes one CPU and at least one GPU of its first node, so more cannot be used.
+    `cpus` is never above `gpus`: a rank takes one CPU and at least one GPU of its first node.
     """
 
     whole: bool
@@ -67,7 +67,7 @@ def take(stock: Stock, shares: Sequence[Share]) -> Stock:
 
 
 def pools(stock: Stock) -> Iterator[Stock]:
-    """The nodes of each accelerator by themselves, then all together: engines mix them only when they must."""
+    """The nodes of each accelerator by themselves, then all: an engine mixes them only when it must."""
     accelerators = sorted({kind.accelerator for kind, _ in stock})
     if len(accelerators) > 1:
         for accelerator in accelerators:

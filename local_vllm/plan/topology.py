@@ -28,8 +28,8 @@ class PackStrategy(StrEnum):
 class Topology:
     """The parallel sizes of one server, by vLLM's own names.
 
-    `data_parallel_size_local` is the user's wish for the number of ranks on the node of rank 0; None leaves it
-    to the plan. It has no meaning under span. Raises PlacementError when a size makes no sense.
+    `data_parallel_size_local` is the user's wish for the number of ranks on the node of rank 0; None leaves
+    it to the plan, and span ignores it. Raises PlacementError when a size makes no sense.
     """
 
     server: str

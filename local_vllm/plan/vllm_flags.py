@@ -16,8 +16,8 @@ FlagValue = bool | int | float | str | list[object] | dict[str, object] | None
 def placement_flags(placement: Placement) -> dict[str, FlagValue]:
     """The parallel sizes, and where rank 0 lives, by vLLM's own names.
 
-    vLLM guesses `data_parallel_address` from the route to the internet; Ray may know the node by another. With one
-    rank it ignores the flag, and placement_env says the same.
+    vLLM guesses `data_parallel_address` from the route to the internet; Ray may know the node by another.
+    With one rank it ignores the flag, and placement_env says the same.
     """
     topology = placement.topology
     flags: dict[str, FlagValue] = {
@@ -37,8 +37,8 @@ def placement_flags(placement: Placement) -> dict[str, FlagValue]:
 def placement_env(placement: Placement) -> dict[str, str]:
     """Variables of the `vllm serve` process.
 
-    With one data-parallel rank vLLM ignores `data_parallel_address` and reads VLLM_DP_MASTER_IP. VLLM_HOST_IP is the
-    only one that vLLM does not copy to its workers on other nodes.
+    With one data-parallel rank vLLM ignores `data_parallel_address` and reads VLLM_DP_MASTER_IP. VLLM_HOST_IP
+    is the only one of these that vLLM does not copy to its workers on other nodes.
     """
     return {
         "VLLM_RAY_DP_PACK_STRATEGY": str(placement.topology.strategy),

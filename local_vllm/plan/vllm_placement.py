@@ -1,7 +1,7 @@
 """What vLLM's own placement makes of given flags on given nodes: our model of its Ray data-parallel backend.
 
-A model of behaviour that was read and tried, vLLM 0.32. It decides nothing: tests hold every plan against it, and
-`settled` answers whether the order in which vLLM meets the nodes can make a difference.
+A model of behaviour that was read and tried, vLLM 0.32. It decides nothing: tests hold every plan against it,
+and `settled` answers whether the order in which vLLM meets the nodes can make a difference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from local_vllm.plan.topology import PackStrategy
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The flags and variables that decide. Without `allowed_addresses` vLLM uses every node of the cluster."""
+    """The flags and variables that decide. Without `allowed_addresses` vLLM uses every node."""
 
     strategy: PackStrategy
     world_size: int
@@ -147,12 +147,14 @@ def _with_cpus(met: Sequence[Node], placed: Placed) -> Placed | Stuck:
     needed = placed.cpus_by_node
     for node in met:
         if needed.get(node.node_id, 0) > node.cpus_free:
-            return Stuck(f"{needed[node.node_id]} CPUs are needed on {node.address}, {node.cpus_free:g} are free")
+            return Stuck(
+                f"{needed[node.node_id]} CPUs are needed on {node.address}, {node.cpus_free:g} are free"
+            )
     return placed
 
 
 def settled(orders: Iterable[Sequence[Node]], flags: Told) -> tuple[Placed, ...] | None:
-    """What comes out for these orders of the nodes, or None unless all of them take the same GPUs of each node."""
+    """What comes out for these orders of the nodes; None unless all take the same GPUs of each node."""
     outcomes = []
     for nodes in orders:
         outcome = vllm_placement(nodes, flags)

@@ -1,4 +1,4 @@
-"""The planner against brute force: every choice of master, nodes and flags, for every order in which vLLM may go."""
+"""The planner against brute force: every master, set of nodes and flags, for every order vLLM may take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,12 @@ def every_telling(nodes: Sequence[Node], topology: Topology) -> Iterator[Told]:
             for master in allowed:
                 for local in locals_:
                     yield Told(
-                        topology.strategy, topology.world_size, topology.data_parallel_size, local, master, allowed
+                        topology.strategy,
+                        topology.world_size,
+                        topology.data_parallel_size,
+                        local,
+                        master,
+                        allowed,
                     )
 
 
@@ -135,3 +141,47 @@ def test_no_gpu_is_given_twice_and_every_rank_is_whole(case):
             assert (len(rank.slots) > 1) == (placement.topology.strategy is PackStrategy.SPAN)
     assert all(taken[n.node_id] <= n.gpus_free for n in nodes)
     assert sorted(p.launch_order for p in placements) == list(range(len(placements)))
+
+
+def servers(*sizes: tuple[int, int, str]) -> list[Topology]:
+    return [Topology(f"s{i}", dp, tp, 1, PackStrategy(name)) for i, (dp, tp, name) in enumerate(sizes)]
+
+
+def nodes_of(free: Sequence[int], cpus: Sequence[int]) -> tuple[Node, ...]:
+    return tuple(node(i, gpus, c) for i, (gpus, c) in enumerate(zip(free, cpus, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("free", "cpus", "asked"),
+    [
+        pytest.param(
+            [2, 3, 4], [8] * 3, [(2, 2, "strict"), (5, 1, "strict")], id="an uneven strict goes first"
+        ),
+        pytest.param([6, 7, 7], [8] * 3, [(4, 3, "fill"), (4, 2, "fill")], id="the smaller fill goes first"),
+        pytest.param(
+            [3, 4], [8] * 2, [(1, 1, "strict"), (1, 6, "span")], id="strict makes nodes alike for span"
+        ),
+        pytest.param([4, 4, 4], [8, 8, 1], [(5, 2, "fill")], id="fill starts where a CPU is missing"),
+        pytest.param([4, 4], [0, 1], [(1, 8, "span")], id="span starts where the CPU is"),
+    ],
+)
+def test_a_plan_that_is_hard_to_find_is_found(free, cpus, asked):
+    nodes = nodes_of(free, cpus)
+    replay(nodes, plan_placements(Cluster(nodes), servers(*asked)))
+
+
+@pytest.mark.parametrize(
+    ("free", "cpus", "asked"),
+    [
+        pytest.param([4, 4, 4], [8, 8, 1], [(6, 2, "fill")], id="fill without a CPU for every rank"),
+        pytest.param(
+            [1, 1, 1, 1], [8, 8, 8, 0], [(2, 2, "span")], id="span that may start a rank without a CPU"
+        ),
+        pytest.param([4, 4, 4], [8] * 3, [(5, 2, "strict")], id="five ranks on three nodes of two"),
+        pytest.param([2, 1], [8] * 2, [(3, 1, "strict")], id="a last node without full room"),
+    ],
+)
+def test_a_plan_that_vllm_might_miss_is_not_made(free, cpus, asked):
+    nodes = nodes_of(free, cpus)
+    with pytest.raises(PlacementError):
+        plan_placements(Cluster(nodes), servers(*asked))

@@ -32,11 +32,19 @@ def rows(placements: tuple[Placement, ...]) -> list[dict[str, int]]:
         pytest.param([8], [server("a", 1, 8)], [{"n1": 8}], [None], id="1 node, TP=8"),
         pytest.param([8], [server("a", 2, 4)], [{"n1": 8}], [2], id="1 node, DP=2 TP=4"),
         pytest.param(
-            [8], [server("a", 1, 4), server("b", 1, 4)], [{"n1": 4}, {"n1": 4}], [None, None], id="1 node, 2 x TP=4"
+            [8],
+            [server("a", 1, 4), server("b", 1, 4)],
+            [{"n1": 4}, {"n1": 4}],
+            [None, None],
+            id="1 node, 2 x TP=4",
         ),
         pytest.param([8, 8], [server("a", 2, 8)], [{"n1": 8, "n2": 8}], [1], id="2 nodes, DP=2 TP=8"),
         pytest.param(
-            [8, 8], [server("a", 1, 8), server("b", 1, 8)], [{"n1": 8}, {"n2": 8}], [None, None], id="2 nodes, 2 x TP=8"
+            [8, 8],
+            [server("a", 1, 8), server("b", 1, 8)],
+            [{"n1": 8}, {"n2": 8}],
+            [None, None],
+            id="2 nodes, 2 x TP=8",
         ),
         pytest.param(
             [8, 8], [server("a", 1, 16, 1, "span")], [{"n1": 8, "n2": 8}], [None], id="2 nodes, TP=16 span"

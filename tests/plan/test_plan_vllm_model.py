@@ -17,20 +17,22 @@ def nodes(*free: int, cpus: float = 8) -> list[Node]:
     return [Node(f"n{i + 1}", f"10.0.0.{i + 1}", 8, gpus, 8, cpus) for i, gpus in enumerate(free)]
 
 
-def asked(strategy: PackStrategy, dp: int, size: int, local: int | None = None, master: int = 1, **more) -> Told:
+def asked(
+    strategy: PackStrategy, dp: int, size: int, local: int | None = None, master: int = 1, **more
+) -> Told:
     return Told(strategy, size, dp, local, f"10.0.0.{master}", **more)
 
 
 @pytest.mark.parametrize(
     ("free", "flags", "expected"),
     [
-        pytest.param([8, 8], asked(STRICT, 2, 4), {"n1": 8}, id="strict: unset means all on the master"),
+        pytest.param([8, 8], asked(STRICT, 2, 4), {"n1": 8}, id="strict: unset"),
         pytest.param([8, 8], asked(STRICT, 2, 4, 1), {"n1": 4, "n2": 4}, id="strict: one a node"),
-        pytest.param([4, 2, 4], asked(STRICT, 3, 2, 2), {"n1": 4, "n3": 2}, id="strict: skips a node, ends midway"),
-        pytest.param([8, 8], asked(STRICT, 2, 4, 1, master=2), {"n2": 4, "n1": 4}, id="strict: from the master on"),
+        pytest.param([4, 2, 4], asked(STRICT, 3, 2, 2), {"n1": 4, "n3": 2}, id="strict: skips"),
+        pytest.param([8, 8], asked(STRICT, 2, 4, 1, master=2), {"n2": 4, "n1": 4}, id="strict: from there"),
         pytest.param([8, 8, 8], asked(FILL, 4, 2, 1), {"n1": 2, "n2": 6}, id="fill: takes what is there"),
         pytest.param([2, 2, 2, 2], asked(SPAN, 2, 4), {f"n{i}": 2 for i in (1, 2, 3, 4)}, id="span"),
-        pytest.param([2, 0, 2], asked(SPAN, 1, 4), {"n1": 2, "n3": 2}, id="span: nodes without a GPU do not count"),
+        pytest.param([2, 0, 2], asked(SPAN, 1, 4), {"n1": 2, "n3": 2}, id="span: an empty node"),
         pytest.param(
             [8, 8, 8], asked(STRICT, 2, 8, 1, allowed_addresses=("10.0.0.3",)), {"n1": 8, "n3": 8},
             id="the master is always allowed",
@@ -46,9 +48,15 @@ def test_vllm_takes_these_gpus(free, flags, expected):
 @pytest.mark.parametrize(
     ("free", "flags", "why"),
     [
-        pytest.param([8, 8], asked(STRICT, 2, 8), "room for 1 ranks on the master", id="strict: all on the master"),
-        pytest.param([4, 2], asked(STRICT, 3, 2, 2), "room for 2 of 3", id="strict: the last node needs full room"),
-        pytest.param([8, 8], asked(STRICT, 1, 8, master=9), "0 nodes have the master's address", id="no master"),
+        pytest.param(
+            [8, 8], asked(STRICT, 2, 8), "room for 1 ranks on the master", id="strict: all on the master"
+        ),
+        pytest.param(
+            [4, 2], asked(STRICT, 3, 2, 2), "room for 2 of 3", id="strict: the last node needs full room"
+        ),
+        pytest.param(
+            [8, 8], asked(STRICT, 1, 8, master=9), "0 nodes have the master's address", id="no master"
+        ),
         pytest.param([8, 8], asked(SPAN, 1, 8), "enough for a rank", id="span: fits on a node"),
         pytest.param([8, 4], asked(SPAN, 1, 12), "different numbers", id="span: unlike nodes"),
         pytest.param([8, 8], asked(SPAN, 1, 12), "no multiple", id="span: no multiple of a node"),
