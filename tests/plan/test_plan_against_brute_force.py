@@ -79,10 +79,16 @@ def exists(nodes: tuple[Node, ...], topologies: tuple[Topology, ...], seen: dict
     return seen[alike]
 
 
-def replay(nodes: tuple[Node, ...], placements: Sequence[Placement]) -> tuple[Node, ...]:
-    """Launches the plan on the model, in launch order, in every order of the nodes."""
+def few_orders(nodes: Sequence[Node], flags: Told) -> Iterator[Sequence[Node]]:
+    """For large clusters: forwards, backwards, and from the middle."""
+    middle = len(nodes) // 2
+    yield from (nodes, nodes[::-1], (*nodes[middle:], *nodes[:middle]))
+
+
+def replay(nodes: tuple[Node, ...], placements: Sequence[Placement], orders_of=orders) -> tuple[Node, ...]:
+    """Launches the plan on the model, in launch order, for each order of the nodes."""
     for placement in sorted(placements, key=lambda p: p.launch_order):
-        outcomes = settled(orders(nodes, told(placement)), told(placement))
+        outcomes = settled(orders_of(nodes, told(placement)), told(placement))
         assert outcomes, f"vLLM does not settle on {placement}"
         assert outcomes[0].gpus_by_node == placement.gpus_by_node
         nodes = left_after(nodes, outcomes)
@@ -111,7 +117,7 @@ def nodes_and_servers(draw: st.DrawFn) -> tuple[tuple[Node, ...], tuple[Topology
     return nodes, tuple(servers)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(nodes_and_servers())
 def test_a_plan_is_found_exactly_when_vllm_can_realise_one(case):
     nodes, servers = case
@@ -185,3 +191,26 @@ def test_a_plan_that_vllm_might_miss_is_not_made(free, cpus, asked):
     nodes = nodes_of(free, cpus)
     with pytest.raises(PlacementError):
         plan_placements(Cluster(nodes), servers(*asked))
+
+
+@st.composite
+def servers_that_divide_a_node(draw: st.DrawFn) -> tuple[tuple[Node, ...], list[Topology]]:
+    """Whole nodes of 8 GPUs, and servers in powers of two up to the last GPU."""
+    count = draw(st.integers(1, 40))
+    left, wanted = 8 * count, []
+    while left:
+        spans = left >= 32 and draw(st.integers(0, 3)) == 0
+        size = draw(st.sampled_from([s for s in ([16, 32] if spans else [1, 2, 4, 8]) if s <= left]))
+        ranks = draw(st.sampled_from([r for r in (1, 1, 2, 4, 8) if r * size <= left]))
+        name = "span" if spans else draw(st.sampled_from(["strict", "strict", "fill"]))
+        wanted.append((ranks, size, name))
+        left -= ranks * size
+    return nodes_of([8] * count, [64] * count), servers(*wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(servers_that_divide_a_node())
+def test_whole_nodes_are_filled_to_the_last_gpu_by_sizes_that_divide_them(case):
+    nodes, wanted = case
+    left = replay(nodes, plan_placements(Cluster(nodes), wanted), few_orders)
+    assert sum(n.gpus_free for n in left) == 0
