@@ -86,9 +86,7 @@ class Converter:
     # ---- requests
 
     def to_chat(self, body: bytes, model: str) -> ChatCall:
-        """A Responses request as a call to the engine, whose name for the model is `model`. Raises
-        RequestError.
-        """
+        """A Responses request as a call to the engine, where the model is `model`. Raises RequestError."""
         request = read_request(body)
         check(request)
         toolbox = read_tools(request.tools, request.tool_choice, hosted=self._settings.hosted_tools)
@@ -167,8 +165,8 @@ class Converter:
     def _fold(self, asked: Asked, message: Delta, *, cut_off: bool) -> list[Any]:
         splitter = None
         if self._settings.uses_reasoning_parser and message.content:
-            opened = self._settings.chat_template_opens_reasoning or opens_in_reasoning(message.content)
-            splitter = ThinkSplitter(inside=opened)
+            unclosed = cut_off and self._settings.chat_template_opens_reasoning
+            splitter = ThinkSplitter(inside=opens_in_reasoning(message.content, unclosed=unclosed))
         key = asked.response_id.removeprefix("resp_")
         fold = Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names)
         fold.add(message)
@@ -190,7 +188,7 @@ class Converter:
     def _incomplete(self, asked: Asked, overflow: Overflow, call: ChatCall) -> Answer:
         response = response_object(
             asked,
-            model=decode_part(_decode_model, call.body).model,
+            model=peek_model(call.body) or "",
             output=[],
             end=Ending("incomplete", "max_output_tokens"),
             usage=None,

@@ -250,7 +250,7 @@ def _assistant_part(part: Part, path: str, position: int) -> str:
 
 
 def _reasoning_text(item: InputItem) -> str:
-    """The reasoning itself if the item has it, else its summary. What is encrypted says nothing to a model."""
+    """The reasoning itself if the item has it, else its summary. Encrypted reasoning is left out."""
     content = item.content if isinstance(item.content, list) else []
     parts = content or item.summary or []
     return "\n".join([part.text for part in parts if part.text])

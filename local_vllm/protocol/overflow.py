@@ -14,8 +14,8 @@ from local_vllm.protocol.errors import EngineFault
 _TYPES = frozenset({"BadRequestError", "invalid_request_error", "VLLMValidationError", None})
 _FIELDS = frozenset({"input_tokens", "input_text", "prompt"})
 
-# How vLLM states its numbers: the renderer, the chat endpoint, the engine's input check, older versions, and the
-# renderer's count of characters, whose own limit stands beside the count.
+# How vLLM states its numbers: the renderer, the chat endpoint, the engine's input check, older versions, and
+# the renderer's count of characters, whose own limit stands beside the count.
 _NUMBERS = tuple(
     re.compile(pattern)
     for pattern in (

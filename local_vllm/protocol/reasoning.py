@@ -11,10 +11,14 @@ OPEN, CLOSE = "<think>", "</think>"
 Segment = tuple[bool, str]
 
 
-def opens_in_reasoning(text: str) -> bool:
-    """Whether a whole answer starts inside a block whose opening tag the chat template wrote."""
-    close = text.find(CLOSE)
-    return close >= 0 and not 0 <= text.find(OPEN) < close
+def opens_in_reasoning(text: str, *, unclosed: bool = False) -> bool:
+    """Whether a whole answer starts inside a block whose opening tag the chat template wrote: it closes a
+    block that it did not open. `unclosed` says what a text without any tag is.
+    """
+    opening, closing = text.find(OPEN), text.find(CLOSE)
+    if closing < 0:
+        return unclosed and opening < 0
+    return not 0 <= opening < closing
 
 
 class ThinkSplitter:

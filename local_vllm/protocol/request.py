@@ -130,7 +130,7 @@ ResponsesRequest: Any = msgspec.defstruct(
     gc=False,
     forbid_unknown_fields=True,
 )
-_LenientRequest = msgspec.defstruct(
+_LenientRequest: Any = msgspec.defstruct(
     "_LenientRequest", _VLLM_FIELDS, bases=(OpenAIFields,), kw_only=True, gc=False
 )
 
@@ -153,7 +153,7 @@ def read_request(body: bytes) -> OpenAIFields:
 
 
 def _read_with_unknown_names(body: bytes) -> OpenAIFields:
-    for name in _decode_names(body).keys() - _KNOWN:
+    for name in decode_part(_decode_names, body).keys() - _KNOWN:
         misspelled(name, _KNOWN)
     return decode_part(_decode_leniently, body)
 

@@ -120,7 +120,10 @@ def _generated(inline: Raw | UnsetType, body: bytes) -> Raw | None:
     """The ids, or what `return_tokens_as_token_ids` put in the place of the tokens' text."""
     if (array := _array(inline)) is not None:
         return array
-    names = [each.token for each in _decode_names(body).choices[0].logprobs.content]
+    try:
+        names = [each.token for each in _decode_names(body).choices[0].logprobs.content]
+    except msgspec.ValidationError:
+        return None
     if not names or not all(name.startswith(_TOKEN_ID) for name in names):
         return None
     return Raw(f"[{','.join([name[len(_TOKEN_ID) :] for name in names])}]".encode())

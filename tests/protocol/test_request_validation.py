@@ -151,7 +151,18 @@ def test_the_field_at_fault_is_named(body, param):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"hello", b"\xff\xfe", b'{"input": "\xff"}', b'{"input": "a",}', b"[1]", b"null"]
+    "raw",
+    [
+        b"",
+        b"{",
+        b"hello",
+        b"\xff\xfe",
+        b'{"input": "\xff"}',
+        b'{"input": "a",}',
+        b'{"unheard":',
+        b"[1]",
+        b"null",
+    ],
 )
 def test_a_body_that_is_no_json_object_is_refused(raw):
     refusal(raw)

@@ -264,9 +264,22 @@ def test_think_tags_stay_in_the_text_when_no_parser_is_used():
     assert [item["type"] for item in body["output"]] == ["reasoning", "message"]
 
 
-def test_an_answer_cut_off_in_reasoning_that_the_template_opened_is_reasoning_when_so_set():
-    body = respond(settings={"chat_template_opens_reasoning": True}, content="hm", finish_reason="length")
-    assert [item["type"] for item in body["output"]] == ["reasoning"]
+@pytest.mark.parametrize(
+    ("content", "finish_reason", "kinds"),
+    [
+        ("hm", "length", ["reasoning"]),
+        ("hm", "stop", ["message"]),
+        ("hm</think>so", "length", ["reasoning", "message"]),
+        ("<think>hm</think>so", "length", ["reasoning", "message"]),
+        ("<think>hm", "length", ["reasoning"]),
+    ],
+)
+def test_only_an_answer_cut_off_without_any_tag_is_taken_for_the_template_s_block(
+    content, finish_reason, kinds
+):
+    settings = {"chat_template_opens_reasoning": True}
+    body = respond(settings=settings, content=content, finish_reason=finish_reason)
+    assert [item["type"] for item in body["output"]] == kinds
 
 
 def test_dropped_tools_are_named_in_the_metadata_and_not_echoed():
