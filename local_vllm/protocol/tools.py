@@ -39,7 +39,8 @@ _HOSTED = frozenset(
 _OWN = ("function", "custom")
 _MODES = ("none", "auto", "required")
 _CUSTOM_INPUT = Raw(
-    b'{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],"additionalProperties":false}'
+    b'{"type":"object","properties":{"input":{"type":"string"}},'
+    b'"required":["input"],"additionalProperties":false}'
 )
 
 

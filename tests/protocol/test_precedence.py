@@ -170,7 +170,11 @@ def test_a_chat_request_keeps_its_messages_stream_and_tools():
 
 
 def test_a_developer_becomes_system_in_a_chat_request_too():
-    body = b'{"messages": [{"role": "developer", "content": "\\u0061  b"}, {"role": "user", "content": "developer"}]}'
+    developer, user = (
+        b'{"role": "developer", "content": "\\u0061  b"}',
+        b'{"role": "user", "content": "developer"}',
+    )
+    body = b'{"messages": [%s, %s]}' % (developer, user)
     settings = ConverterSettings(replace_developer_role_with_system=True)
     call = Converter(settings).chat_passthrough(body, "engine")
     assert json.loads(call.body)["messages"] == [

@@ -30,7 +30,8 @@ def answer(
     logprobs = "null" if log_probs is None else '{"content":[%s]}' % listed
     said = json.dumps({"role": "assistant", "content": "hi", **message})
     return (
-        '{"id":"x","model":"m","choices":[{"index":0,"message":%s,"logprobs":%s,"finish_reason":"stop","token_ids":%s}],'
+        '{"id":"x","model":"m","choices":[{"index":0,"message":%s,"logprobs":%s,"finish_reason":"stop",'
+        '"token_ids":%s}],'
         '"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"prompt_token_ids":%s}'
         % (said, logprobs, ids, prompt)
     ).encode()
