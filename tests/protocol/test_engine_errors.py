@@ -67,9 +67,9 @@ def test_status_and_message_are_kept_and_the_type_is_openai_s(status, raw, expec
 OVERFLOWS = [
     (
         vllm(
-            "This model's maximum context length is 64 tokens. However, your prompt contains at least 65 input "
-            "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the "
-            "input prompt. "
+            "This model's maximum context length is 64 tokens. However, your prompt contains at least 65 "
+            "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of "
+            "the input prompt. "
             "(parameter=input_tokens, value=65)",
             param="input_tokens",
         ),
@@ -80,8 +80,8 @@ OVERFLOWS = [
     (
         vllm(
             "This model's maximum context length is 64 tokens. However, your prompt contains 9000 characters "
-            "(more than 640 characters, which is the upper bound for 64 input tokens). Please reduce the length "
-            "of the input prompt. "
+            "(more than 640 characters, which is the upper bound for 64 input tokens). Please reduce the "
+            "length of the input prompt. "
             "(parameter=input_text, value=9000)",
             param="input_text",
         ),
@@ -98,8 +98,8 @@ OVERFLOWS = [
     ),
     (
         vllm(
-            "The decoder prompt (length 64) plus the number of requested output tokens (at least 1) is longer than "
-            "the maximum model length of 64. Make sure"
+            "The decoder prompt (length 64) plus the number of requested output tokens (at least 1) is longer "
+            "than the maximum model length of 64. Make sure"
         ),
         "tokens",
         64,
