@@ -68,8 +68,8 @@ OVERFLOWS = [
     (
         vllm(
             "This model's maximum context length is 64 tokens. However, your prompt contains at least 65 "
-            "input tokens, which exceeds this limit even without any output tokens. Please reduce the length of "
-            "the input prompt. "
+            "input tokens, which exceeds this limit even without any output tokens. Please reduce the length "
+            "of the input prompt. "
             "(parameter=input_tokens, value=65)",
             param="input_tokens",
         ),
@@ -98,8 +98,8 @@ OVERFLOWS = [
     ),
     (
         vllm(
-            "The decoder prompt (length 64) plus the number of requested output tokens (at least 1) is longer "
-            "than the maximum model length of 64. Make sure"
+            "The decoder prompt (length 64) plus the number of requested output tokens (at least 1) is "
+            "longer than the maximum model length of 64. Make sure"
         ),
         "tokens",
         64,
