@@ -1,34 +1,36 @@
-"""Builds the default model: a real Llama of under two million weights, from code, in about a second, always the same.
+"""Builds the default model: a real Llama of under a million weights, from code, the same every time.
 
-Its weights make it repeat what its chat template wrote (default_weights.py), so the template decides what it says. Writes the
-directory and nothing else: serving it is the engine's part. `python -m local_vllm.cpu.default_model DIR` does it by hand.
+Its weights make it repeat what its chat template wrote (default_weights.py), so the template decides what it
+says. Serving it is the engine's part. `python -m local_vllm.cpu.default_model DIRECTORY` does it by hand.
 
 What it says, by the last user message:
 
-    ordinary text                 You said: <text>
-    ordinary text, with tools     a call of the first tool, its required arguments filled by type: a string gets the enum
-                                  value or the capitalised word that the text has, an integer 1, a boolean true
-    (a tool result came last)     The tool answered: <result>          several: The tools answered: <result>; <result>
-    ECHO:<text>                   <text>
-    THINK:<thought>|<text>        <think>, the thought, </think>, and the text
-    CALL:<json>                   this tool call, {"name": ..., "arguments": {...}}, or this list of parallel ones
-    THINKCALL:<thought>|<json>    a thought, then the call or calls
-    REPEAT:<n>                    n words, one token each
-    FLIP:<n>                      n times 0 or 1 at random, 1 twice as often: for seeds and log probabilities
-    DUMP                          the messages and tools that the template was given, as JSON (also after a tool result)
-    STEPS:<a>||<b>||...           one of the directives above for each turn of the model: calls first, then an answer
+    ordinary text               You said: <text>
+    ordinary text, with tools   a call of the first tool, its required arguments filled by type: a string gets
+                                the enum value or the capitalised word that the text has, an integer 1, a
+                                boolean true
+    (a tool result came last)   The tool answered: <result>; or The tools answered: <result>; <result>
+    ECHO:<text>                 <text>
+    THINK:<thought>|<text>      <think>, the thought, </think>, and the text
+    CALL:<json>                 this tool call, {"name": ..., "arguments": {...}}, or this list of them
+    THINKCALL:<thought>|<json>  a thought, then the call or calls
+    REPEAT:<n>                  n words, one token each
+    FLIP:<n>                    n times 0 or 1 at random, 1 twice as often: for seeds and log probabilities
+    DUMP                        the messages and tools that the template was given, as JSON (also after a tool
+                                result), with enable_thinking and reasoning_effort where they were given
+    STEPS:<a>||<b>||...         one of the directives above for each turn of the model: calls, then an answer
 
 `enable_thinking` and `plain_answers` are its `chat_template_kwargs`:
 
-    (neither)                     an empty <think></think> opens an answer without a thought: `--reasoning-parser qwen3`
-                                  takes everything before </think> for reasoning
-    enable_thinking: true         ordinary answers open with a short thought; `reasoning_effort` sets this too
-    enable_thinking: false        no thought, and no block
-    plain_answers: true           no block without a thought: for an engine without a reasoning parser
+    (neither)                   an empty <think></think> opens an answer without a thought, because vLLM's
+                                `--reasoning-parser qwen3` takes everything before </think> for reasoning
+    enable_thinking: true       ordinary answers open with a short thought; `reasoning_effort` sets this too
+    enable_thinking: false      no thought, and no block
+    plain_answers: true         no block without a thought: for an engine without a reasoning parser
 
-Every byte is a token. An answer that is longer than 16,372 tokens is cut; text that is quoted, at 2,000 characters. The prompt
-holds the answer once more after the conversation, in tokens that are not shown, so a conversation of n tokens is the
-prefix of the next turn's prompt, and both have to fit into 32,768 tokens together with what is generated.
+Every byte is a token. An answer is cut at 16,372 tokens, text that is quoted at 2,000 characters. The prompt
+holds the answer after the conversation, in a part that no later prompt shows, so a conversation is the prefix
+of its next turn's prompt. Conversation, answer and what is generated share 32,768 tokens.
 """
 
 from __future__ import annotations
@@ -50,7 +52,15 @@ from local_vllm.cpu.default_tokenizer import (
     tokenizer_config,
     tokenizer_json,
 )
-from local_vllm.cpu.default_weights import HEAD, HEADS, HIDDEN, INTERMEDIATE, LAYERS, ROPE_THETA, default_weights
+from local_vllm.cpu.default_weights import (
+    HEAD,
+    HEADS,
+    HIDDEN,
+    INTERMEDIATE,
+    LAYERS,
+    ROPE_THETA,
+    default_weights,
+)
 
 CONTEXT_TOKENS = 32_768
 CONTENT_FILE = "content_version.txt"
@@ -62,8 +72,8 @@ _SOURCES = ("default_model.py", "default_weights.py", "default_tokenizer.py", "d
 def build_default_model(directory: Path) -> Path:
     """Make `directory` hold the default model, and return it.
 
-    Returns at once if it holds this version already. Several processes may call this at the same time: the directory
-    appears whole, by renaming. A directory with other content, that this function did not make, is an error.
+    Returns at once if it holds this version already. Several processes may call this at the same time: the
+    directory appears whole, by renaming. Raises FileExistsError for a directory that this did not make.
     """
     directory = Path(directory).absolute()
     if _is_current(directory):
@@ -139,7 +149,7 @@ def _write_model(directory: Path) -> None:
 
 
 def _put_in_place(built: Path, directory: Path, *, aside: Path) -> None:
-    """Rename `built` to `directory`, moving an older version to `aside`. Who comes second to the same is content."""
+    """Rename `built` to `directory`, moving an older version to `aside`; another's of this version stays."""
     for _ in range(10):
         try:
             os.rename(built, directory)

@@ -1,4 +1,4 @@
-"""The vocabulary of the default model: one token a byte, plus the few tokens that its chat template speaks with.
+"""The vocabulary of the default model: one token a byte, plus those that its chat template speaks with.
 
 Knows ids and spellings, and writes them as a `tokenizer.json`. What the model does with a token is in
 `default_weights.py`, what the template does with it in `default_chat_template.jinja`.
@@ -9,8 +9,8 @@ Knows ids and spellings, and writes them as a `tokenizer.json`. What the model d
          264 .. 271   stand-ins: what the template writes where the model shall say another token
          272 .. 783   distances: how far back the model copies from, in steps of DISTANCE_STEP tokens
 
-The tokenizers library numbers added tokens itself, without a gap after the bytes and " word". The vocabulary's size
-is rounded up, so that any tensor parallel size divides it.
+The tokenizers library numbers added tokens itself, without a gap after the bytes and " word". The
+vocabulary's size is rounded up, so that any tensor parallel size divides it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAG_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 WORD = " word"
 MARK = "\U0010fff0"
-"""Begins the spelling of every token that stands only in prompts. A noncharacter-like code point of a private
-plane: the template replaces it where it comes from outside, so that nobody else can write those tokens."""
+"""Begins the spelling of every token that stands only in prompts. A code point for private use: the template
+replaces it where it comes from outside, so that nobody else can write those tokens."""
 
 TOKEN_IDS = {token: 256 + index for index, token in enumerate((WORD, *CONTROL_TOKENS, *TAG_TOKENS))}
 END_OF_TURN_ID = TOKEN_IDS["<|im_end|>"]
@@ -42,7 +42,7 @@ STAND_INS: dict[str, tuple[int, ...]] = {
     MARK + "w": (TOKEN_IDS[WORD],),
     MARK + "f": (ord("0"), ord("1")),
 }
-"""Spelling of a stand-in -> the tokens that the model says for it, one of them at random when there are two."""
+"""Spelling of a stand-in -> the tokens that the model says for it: one of them at random if there are two."""
 
 FIRST_STAND_IN_ID = 264
 SPOKEN_TOKENS = FIRST_STAND_IN_ID
@@ -55,7 +55,7 @@ def distance_token(distance: int) -> str:
 
 
 def byte_alphabet() -> list[str]:
-    """The visible character that stands for each byte in a byte-level vocabulary, in the order of the bytes."""
+    """The visible character that a byte-level vocabulary writes for each byte, in the order of the bytes."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]

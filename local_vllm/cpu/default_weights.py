@@ -1,14 +1,14 @@
-"""The weights of the default model, set by hand: a two-layer Llama that copies from a distance its prompt names.
+"""The weights of the default model, set by hand: a two-layer Llama that copies from where its prompt says.
 
-A distance token in the prompt holds a distance L as 16 phases, one for each rotary frequency. The first attention
-layer carries them to every later position. The second uses them as its query: against a key that is the same
-everywhere, the rotary score is sum_i w_i cos(f_i (d - L + 1)), which peaks where the token L back from the *next* one
-stands. So the model says again what its chat template wrote L tokens before the answer. What is written there
-is left to the template; how tokens are spelled, to `default_tokenizer.py`.
+A distance token in the prompt holds a distance L as 16 phases, one for each rotary frequency. The first
+attention layer carries them to every later position. The second uses them as its query: against a key that
+is the same everywhere, the rotary score is sum_i w_i cos(f_i (d - L + 1)), which peaks at the token that
+stands L back from the *next* one. So the model says again what its chat template wrote L tokens before the
+answer. What is written there is left to the template, the spelling of tokens to `default_tokenizer.py`.
 
-The residual stream has 128 dimensions: 32 for the token's codeword, one constant, one that marks distance tokens,
-one that makes all tokens equally long (so that RMSNorm is a known factor), 32 for the phases, 32 for what was copied
-(where a distance token, which is never followed by an answer, brings its phases).
+The residual stream has 128 dimensions: 32 for the token's codeword, one constant, one that marks distance
+tokens, one that makes all tokens equally long (so that RMSNorm is a known factor), 32 for the phases, 32 for
+what was copied (where a distance token, which no answer follows, brings its phases).
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ FIND_SCORE = 80.0
 """How much higher the distance token scores in the first layer than every other token."""
 FREQUENCY_WEIGHTS = np.array([4.0] + [1.0] * 15)
 COPY_SCORE = 36.0
-"""Score of one unit of frequency weight in the second layer; the nearest rival is 1.9 units below the peak."""
+"""Score of one unit of frequency weight in the second layer; the nearest rival is 1.9 units lower."""
 LOGIT_OF_DOT = 3.0
 """Logit of one unit of the dot product of two codewords; these are 32, or 8 and less."""
 
 BIAS = {END_OF_TURN_ID: 34.0, ord('"'): 16.0, ord("}"): 10.0, ord("]"): 9.0, ord(","): 8.0, ord("t"): 4.0}
 BIAS |= {ord("5"): 4.0} | dict.fromkeys(b" \t\r\n", -16.0)
-"""Preferences where a grammar forbids what was copied: close the string, then the object. End where nothing was."""
+"""Preferences where a grammar forbids what was copied: close the string, then the object. And where there was
+nothing to copy: end."""
 UNSPOKEN_BIAS = -200.0
 CLOSERS = frozenset(b'"}]')
 SECOND_FACE_ODDS = 2.0
@@ -83,10 +84,11 @@ def codewords() -> NDArray[np.float64]:
     """One row of 32 signs for each spoken token; two rows differ in at least 12 of them.
 
     The end of turn is all ones, and the rest is dealt out by the distance to it: what closes a JSON value is
-    near, white space and control characters are far, so that a grammar that forbids the end gets the value closed.
+    near, white space and control characters are far, so that a grammar that forbids the end gets the value
+    closed.
     """
-    words = _bch_codewords()[np.arange(1 << 11) * 963 % (1 << 11)]  # neighbours in the code go to tokens far apart,
-    # and in particular "0" and "1", between which a stand-in leaves the choice, are as near as two words may be
+    # The stride deals related words to unrelated tokens, and leaves "0" and "1", the faces of FLIP, near.
+    words = _bch_codewords()[np.arange(1 << 11) * 963 % (1 << 11)]
     weight = (words < 0).sum(axis=1)
     near, middle, far = (iter(words[weight == w]) for w in (12, 16, 20))
     table = np.zeros((SPOKEN_TOKENS, HEAD))
@@ -103,8 +105,8 @@ def codewords() -> NDArray[np.float64]:
 
 
 def _bch_codewords() -> NDArray[np.float64]:
-    """The 2,048 words of the extended binary BCH code (32, 11), as signs; any two differ in 12 places or more."""
-    generator = 0b101100010011011010101  # of degree 20: the minimal polynomials of a, a^3, a^5 and a^7 over GF(2)
+    """The 2,048 words of the extended binary BCH code (32, 11), as signs; two differ in 12 places or more."""
+    generator = 0b101100010011011010101  # product of the minimal polynomials of a, a^3, a^5, a^7 in GF(32)
     bits = np.zeros((1 << 11, 32), np.int64)
     for message in range(1 << 11):
         word = 0

@@ -1,7 +1,7 @@
 """The CPU platform of vLLM, with workers that Ray counts as GPUs.
 
-Ray schedules and accounts logical GPUs exactly as real ones, so placement is the one of a GPU cluster. Everything
-that computes is left to vLLM's own CpuPlatform.
+Ray schedules and accounts logical GPUs exactly as real ones, so placement is the one of a GPU cluster.
+Everything that computes is left to vLLM's own CpuPlatform.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """vLLM platform plugin: the CPU engine on Ray's logical GPUs, when it is asked for.
 
-vLLM calls `register` in every process that it starts. The answer is None, and vLLM chooses its platform as if
-the plugin were not installed, unless the environment says otherwise. The platform itself is in `logical_gpu_platform.py`.
+vLLM calls `register` in every process that it starts. The answer is None, and vLLM chooses its platform as
+if the plugin were not installed, unless the environment says otherwise. The platform itself is in
+`logical_gpu_platform.py`.
 """
 
 from __future__ import annotations

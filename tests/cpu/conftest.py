@@ -1,4 +1,4 @@
-"""The default model, built once for the tests of this folder, with a renderer that reads the script out of a prompt."""
+"""The default model, built once for the tests of this folder, and a reader of the script in a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from local_vllm.cpu.default_model import build_default_model
-from local_vllm.cpu.default_tokenizer import DISTANCE_STEP, FIRST_DISTANCE_ID, added_tokens
+from local_vllm.cpu.default_tokenizer import DISTANCE_STEP, FIRST_DISTANCE_ID, MARK, added_tokens
 
 STAND_IN_TEXT = {"e": "<|im_end|>", "t": "<think>", "T": "</think>", "c": "<tool_call>", "C": "</tool_call>"}
 STAND_IN_TEXT |= {"l": "<", "w": " word", "f": "?"}
@@ -38,10 +38,9 @@ def prompt_ids(tokenizer: Any) -> Callable[..., list[int]]:
 
 @pytest.fixture(scope="session")
 def said(tokenizer: Any, prompt_ids: Callable[..., list[int]]) -> Callable[..., str]:
-    """What the model will say: the tokens at the distance that the prompt names, up to the end of the turn."""
-    spoken = {
-        token_id: STAND_IN_TEXT[token[1:]] for token, token_id in added_tokens().items() if token[1:] in STAND_IN_TEXT
-    }
+    """What the model will say: the tokens at the distance that the prompt names, up to the end."""
+    ids_of = added_tokens()
+    spoken = {ids_of[MARK + letter]: text for letter, text in STAND_IN_TEXT.items()}
 
     def script(messages: list[dict[str, Any]] | str, **kwargs: Any) -> str:
         if isinstance(messages, str):

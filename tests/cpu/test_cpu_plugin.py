@@ -11,7 +11,7 @@ import pytest
 
 from local_vllm.cpu.plugin import SWITCH, register
 
-RESOLVE = "import vllm.platforms as p; c = p.current_platform; print(type(c).__name__, repr(c.ray_device_key))"
+RESOLVE = "from vllm.platforms import current_platform as p; print(type(p).__name__, repr(p.ray_device_key))"
 
 
 def resolved_platform(value: str | None) -> str:
@@ -19,8 +19,9 @@ def resolved_platform(value: str | None) -> str:
     environment = {key: kept for key, kept in os.environ.items() if key != SWITCH}
     if value is not None:
         environment[SWITCH] = value
+    command = [sys.executable, "-c", RESOLVE]
     run = subprocess.run(
-        [sys.executable, "-c", RESOLVE], env=environment, capture_output=True, text=True, timeout=120, check=True
+        command, env=environment, capture_output=True, text=True, timeout=120, check=True
     )
     return run.stdout.strip().splitlines()[-1]
 
@@ -56,8 +57,16 @@ def test_vllm_does_not_see_the_plugin_when_not_asked() -> None:
 
 
 def test_asking_for_the_plugin_imports_nothing_heavy() -> None:
-    code = f"import os, sys; os.environ[{SWITCH!r}] = '1'; import local_vllm.cpu.plugin as p; p.register();" + (
+    code = (
+        "import sys; from local_vllm.cpu.plugin import register; assert register(); "
         "print(sorted({'torch', 'vllm', 'ray', 'numpy'} & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, SWITCH: "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert run.stdout.strip() == "[]"

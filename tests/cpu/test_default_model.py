@@ -1,4 +1,4 @@
-"""The default model as files: the same every time, divisible, and a transformer that copies what it should."""
+"""The default model as files: the same every time, divisible, and a transformer that copies as it should."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_the_stated_end_of_turn_is_the_one_that_ends_generation(default_model: P
 
 def test_vllm_gives_the_template_text_and_leaves_the_developer_role() -> None:
     jinja2 = pytest.importorskip("jinja2")
-    loops = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(chat_template()).find_all(jinja2.nodes.For)
+    loops = jinja2.Environment().parse(chat_template()).find_all(jinja2.nodes.For)
     over_messages = {loop.target.name for loop in loops if getattr(loop.iter, "name", "") == "messages"}
     assert over_messages == {"message"}
     assert "message.content" not in chat_template() and "message['content']" not in chat_template()
@@ -153,8 +153,8 @@ def test_the_copying_score_has_one_peak_within_the_context() -> None:
 class Llama:
     """A Llama in numpy: logits of the last position, with the keys and values of the earlier ones kept."""
 
-    def __init__(self, directory: Path, dtype: type = np.float32) -> None:
-        self.weights = {name: tensor.astype(dtype) for name, tensor in load_file(directory / "model.safetensors").items()}
+    def __init__(self, directory: Path) -> None:
+        self.weights = load_file(directory / "model.safetensors")
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_text())
         self.cache: list[tuple[NDArray[Any], NDArray[Any]]] = []
 
@@ -163,15 +163,17 @@ class Llama:
 
     def rotate(self, x: NDArray[Any], first: int) -> NDArray[Any]:
         half = x.shape[-1] // 2
-        speed = 1 / self.config["rope_theta"] ** (np.arange(half, dtype=np.float32) / half)
-        angle = (np.arange(first, first + len(x), dtype=np.float32)[:, None] * speed.astype(np.float32))[:, None]
+        speed = 1 / np.float32(self.config["rope_theta"]) ** (np.arange(half, dtype=np.float32) / half)
+        position = np.arange(first, first + len(x), dtype=np.float32)
+        angle = (position[:, None] * speed)[:, None]
         left, right = x[..., :half], x[..., half:]
         return np.concatenate(
             [left * np.cos(angle) - right * np.sin(angle), right * np.cos(angle) + left * np.sin(angle)], -1
         )
 
     def attend(self, x: NDArray[Any], layer: int) -> NDArray[Any]:
-        weights = {name: self.weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for name in "qkvo"}
+        prefix = f"model.layers.{layer}.self_attn"
+        weights = {name: self.weights[f"{prefix}.{name}_proj.weight"] for name in "qkvo"}
         size, first = self.config["head_dim"], len(self.cache[layer][0]) if layer < len(self.cache) else 0
         queries = self.rotate((x @ weights["q"].T).reshape(len(x), -1, size), first)
         key = self.rotate((x @ weights["k"].T)[:, None], first)[:, 0]

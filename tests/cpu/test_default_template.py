@@ -1,4 +1,4 @@
-"""What the chat template makes the default model say, read from the tokens at the distance that the prompt names."""
+"""What the chat template makes the default model say: the tokens at the distance that the prompt names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ Messages = list[dict[str, Any]]
 
 def tool(name: str, required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
     parameters = {"type": "object", "properties": properties, "required": required or list(properties)}
-    return {"type": "function", "function": {"name": name, "description": "It helps.", "parameters": parameters}}
+    function = {"name": name, "description": "It helps.", "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 WEATHER = tool("get_weather", ["city"], city={"type": "string"}, unit={"enum": ["C", "F"]})
@@ -27,8 +28,6 @@ def a_call(name: str, arguments: str) -> str:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("Hello there", "You said: Hello there"),
-        ("", "You have not said anything yet."),
         ("ECHO:exactly this ", "exactly this "),
         ("ECHO:", ""),
         ("ECHO:naïve 日本 🎉 100%\n\ttab", "naïve 日本 🎉 100%\n\ttab"),
@@ -53,16 +52,25 @@ def a_call(name: str, arguments: str) -> str:
         ("REPEAT:", ""),
         ("FLIP:3", "???"),
         ("STEPS:ECHO:first||ECHO:second", "first"),
-        ("echo:lower case is no directive", "You said: echo:lower case is no directive"),
     ],
 )
 @pytest.mark.parametrize("tools", [None, [WEATHER]])
-def test_the_last_user_message_decides_what_is_said(
+def test_a_directive_decides_what_is_said_with_tools_and_without(
     text: str, answer: str, tools: list[Any] | None, said: Said
 ) -> None:
-    if tools and answer.startswith("You "):
-        pytest.skip("with tools, ordinary text becomes a call")
     assert said(text, tools=tools, plain_answers=True) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Hello there", "You said: Hello there"),
+        ("", "You have not said anything yet."),
+        ("echo:lower case is no directive", "You said: echo:lower case is no directive"),
+    ],
+)
+def test_ordinary_text_is_quoted(text: str, answer: str, said: Said) -> None:
+    assert said(text, plain_answers=True) == answer
 
 
 def test_without_a_thought_an_empty_block_closes_the_thinking_by_default(said: Said) -> None:
@@ -123,8 +131,9 @@ def test_ordinary_text_calls_the_first_tool_with_arguments_of_its_schema(
 
 def test_a_schema_that_refers_to_itself_ends(said: Said) -> None:
     node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
-    endless = {"type": "object", "properties": {"n": {"$ref": "#/$defs/node"}}, "required": ["n"], "$defs": {"node": node}}
-    answer = said("x", tools=[{"type": "function", "function": {"name": "f", "parameters": endless}}], plain_answers=True)
+    endless = {"$ref": "#/$defs/node", "$defs": {"node": node}}
+    called = {"type": "function", "function": {"name": "f", "parameters": endless}}
+    answer = said("x", tools=[called], plain_answers=True)
     assert json.loads(answer.removeprefix("<tool_call>").removesuffix("</tool_call>"))["name"] == "f"
 
 
@@ -135,12 +144,13 @@ def conversation(user: str, *results: str) -> Messages:
     return [
         {"role": "user", "content": user},
         {"role": "assistant", "content": None, "reasoning": "I call.", "tool_calls": calls},
-        *({"role": "tool", "tool_call_id": str(index), "content": text} for index, text in enumerate(results)),
+        *({"role": "tool", "tool_call_id": str(i), "content": text} for i, text in enumerate(results)),
     ]
 
 
 def test_a_tool_result_is_passed_on(said: Said) -> None:
-    assert said(conversation("Paris?", "sunny"), tools=[WEATHER], plain_answers=True) == "The tool answered: sunny"
+    answer = said(conversation("Paris?", "sunny"), tools=[WEATHER], plain_answers=True)
+    assert answer == "The tool answered: sunny"
 
 
 def test_several_tool_results_are_passed_on_together(said: Said) -> None:
@@ -230,7 +240,8 @@ def test_quoted_text_is_cut_so_that_long_input_leaves_room(
 
 def test_a_conversation_is_the_prefix_of_the_next_turn(prompt_ids: Callable[..., list[int]]) -> None:
     first = [{"role": "user", "content": "Hello"}]
-    longer = [*first, {"role": "assistant", "content": "You said: Hello"}, {"role": "user", "content": "More"}]
+    answered = [*first, {"role": "assistant", "content": "You said: Hello"}]
+    longer = [*answered, {"role": "user", "content": "More"}]
     shown = prompt_ids(first, add_generation_prompt=False)
     assert prompt_ids(first)[: len(shown)] == shown
     assert prompt_ids(longer)[: len(shown)] == shown
