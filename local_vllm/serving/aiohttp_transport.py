@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache
 
 import aiohttp
 from yarl import URL
 
-from local_vllm.serving.client import ConnectionBroken, EngineAnswer, EngineStream, NoConnection, Timeouts
+from local_vllm.serving.client import (
+    ConnectionBroken,
+    EngineAnswer,
+    EngineStream,
+    HeaderLines,
+    NoConnection,
+    Timeouts,
+)
 
 # vLLM's server drops a connection that was idle for 5 s; ours are given up before that.
 KEEP_ALIVE_S = 3.0
@@ -31,7 +38,7 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> EngineAnswer:
         begun = time.monotonic()
         try:
@@ -42,7 +49,7 @@ class AiohttpTransport:
         return await self._post_once(url, body, headers, timeouts)
 
     async def _post_once(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> EngineAnswer:
         limits = _whole(timeouts)
         try:
@@ -53,7 +60,7 @@ class AiohttpTransport:
 
     @asynccontextmanager
     async def stream(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> AsyncIterator[EngineStream]:
         limits = _in_pieces(timeouts)
         try:

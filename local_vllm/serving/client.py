@@ -16,6 +16,8 @@ from local_vllm.serving.endpoints import Endpoint
 
 RETRY_AFTER_S = 5
 
+HeaderLines = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -60,22 +62,29 @@ class Transport(Protocol):
     """
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> EngineAnswer: ...
 
     def stream(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> AbstractAsyncContextManager[EngineStream]: ...
 
     async def close(self) -> None: ...
 
 
 class EngineClient:
-    """Calls engines. Shared by the model servers of one replica, so that they share its connections."""
+    """Calls the engines of one model server. The transport is the replica's: its servers share connections."""
 
-    def __init__(self, transport: Transport, timeouts: Timeouts = Timeouts()) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        timeouts: Timeouts = Timeouts(),
+        default_headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._transport = transport
         self._timeouts = timeouts
+        self._default_headers = dict(default_headers or {})
+        self._headers = lru_cache(maxsize=256)(self._new_headers)
 
     async def post(
         self, endpoint: Endpoint, path: str, body: bytes, *, rank: int | None = None
@@ -92,7 +101,7 @@ class EngineClient:
         return await self._post(endpoint, endpoint.root_url + path, body, None)
 
     async def _post(self, endpoint: Endpoint, url: str, body: bytes, rank: int | None) -> EngineAnswer:
-        headers = _headers(endpoint.api_key, rank)
+        headers = self._headers(endpoint.api_key, rank)
         try:
             return await self._transport.post(url, body, headers, self._timeouts)
         except (NoConnection, ConnectionBroken, TimeoutError) as error:
@@ -103,7 +112,7 @@ class EngineClient:
         self, endpoint: Endpoint, path: str, body: bytes, *, rank: int | None = None
     ) -> AsyncIterator[EngineStream]:
         """The same call, its answer in pieces. Reading a piece raises what `post` raises."""
-        headers = _headers(endpoint.api_key, rank)
+        headers = self._headers(endpoint.api_key, rank)
         try:
             async with self._transport.stream(
                 endpoint.base_url + path, body, headers, self._timeouts
@@ -119,16 +128,14 @@ class EngineClient:
         except (ConnectionBroken, TimeoutError) as error:
             raise _as_house_error(error, endpoint, self._timeouts.idle_s) from error
 
+    def _new_headers(self, api_key: str, rank: int | None) -> HeaderLines:
+        own = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+        if rank is not None:
+            own["X-data-parallel-rank"] = str(rank)
+        return tuple((self._default_headers | own).items())
+
     async def close(self) -> None:
         await self._transport.close()
-
-
-@lru_cache(maxsize=1024)
-def _headers(api_key: str, rank: int | None) -> Mapping[str, str]:
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
-    if rank is not None:
-        headers["X-data-parallel-rank"] = str(rank)
-    return headers
 
 
 def _as_house_error(

@@ -6,13 +6,14 @@ What the bodies mean is left to the converter, where engines come from to the so
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
 
 from local_vllm.errors import RequestError
-from local_vllm.protocol.converter import ChatCall, Converter
+from local_vllm.protocol import Answer as Converted
+from local_vllm.protocol import ChatCall, Converter, tokenize_body
 from local_vllm.serving.asgi import (
     Answer,
     Limits,
@@ -27,7 +28,7 @@ from local_vllm.serving.asgi import (
 )
 from local_vllm.serving.client import EngineClient
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
-from local_vllm.serving.replies import JSON, Reply, StreamReply, not_ready_reply
+from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply
 from local_vllm.serving.sessions import Destination, Sessions
 
 CHAT = "/chat/completions"
@@ -58,6 +59,7 @@ class ModelServer:
         self._client = client
         self._sessions = sessions
         self._limits = limits
+        self._warned = False
         self._routes = self._route_table()
 
     def _route_table(self) -> Routes:
@@ -100,21 +102,42 @@ class ModelServer:
         return await self._respond(call, to)
 
     async def _respond(self, call: ChatCall, to: Destination) -> Answer:
-        answer = await self._client.post(to.endpoint, CHAT, call.body, rank=to.rank)
-        if answer.status != 200:
-            return self._failed(call, answer.status, answer.body, to)
-        return Reply(200, self._converter.to_response(call, answer.body), JSON + to.headers)
+        engine = await self._client.post(to.endpoint, CHAT, call.body, rank=to.rank)
+        if engine.status != 200:
+            return self._failed(call, engine.status, engine.body, to)
+        answer = self._converter.to_response(call, engine.body)
+        if answer.needs_tokenize:
+            answer = await self._with_prompt_ids(call, engine.body, to)
+        if answer.token_problem is not None:
+            self._warn_once(answer.token_problem)
+        return Reply(answer.status, answer.body, JSON + to.headers)
+
+    async def _with_prompt_ids(self, call: ChatCall, engine_body: bytes, to: Destination) -> Converted:
+        """A second call, for engines that leave the prompt's token ids out of their answers."""
+        tokenized = await self._client.post_to_root(to.endpoint, "/tokenize", tokenize_body(call))
+        found = tokenized.body if tokenized.status == 200 else b"{}"
+        return self._converter.to_response(call, engine_body, found)
+
+    def _warn_once(self, problem: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s: token ids were asked for and are missing: %s", self.name, problem)
 
     async def chat_completions(self, request: Request, body: bytes) -> Answer:
         """Answers a Chat Completions request with the engine's own bytes, streamed or whole."""
+        return await self._forward(request, body, CHAT, self._converter.chat_passthrough)
+
+    async def _forward(
+        self, request: Request, body: bytes, path: str, prepare: Callable[[bytes, str], ChatCall]
+    ) -> Answer:
         state = self._source.current()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
-        call = self._converter.chat_passthrough(body, state.endpoints[0].model)
+        call = prepare(body, state.endpoints[0].model)
         to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
         if call.stream:
-            return await self._pass_stream_on(call, to, CHAT)
-        return await self._pass_on(call, to, CHAT)
+            return await self._pass_stream_on(call, to, path)
+        return await self._pass_on(call, to, path)
 
     async def _pass_on(self, call: ChatCall, to: Destination, path: str) -> Answer:
         answer = await self._client.post(to.endpoint, path, call.body, rank=to.rank)

@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from local_vllm.errors import EngineUnavailable, LocalVLLMError, RequestError, UpstreamError
+from local_vllm.protocol.errors import ErrorFields, error_body
 from local_vllm.serving.endpoints import NotReady
 
 logger = logging.getLogger(__name__)
@@ -46,29 +45,20 @@ class StreamReply:
     status: int = 200
 
 
-def error_body(
-    message: str, *, type: str, param: str | None = None, code: str | None = None
-) -> bytes:
-    error = {"message": message, "type": type, "param": param, "code": code}
-    return msgspec.json.encode({"error": error})
-
-
 def failure_reply(error: Exception) -> Reply:
     """The table. What is not a LocalVLLMError is our fault: it is logged whole, and answered without detail."""
     match error:
         case RequestError():
-            body = error_body(str(error), type=error.type, param=error.param, code=error.code)
-            return Reply(error.status, body)
+            return Reply(error.status, error_body(error))
         case EngineUnavailable():
             return _unavailable(str(error), "engine_unavailable", error.retry_after_s)
         case UpstreamError():
-            kind = "server_error" if error.status >= 500 else "invalid_request_error"
-            return Reply(error.status, error_body(str(error), type=kind, code=error.code))
+            return Reply(error.status, error_body(error))
         case LocalVLLMError():
             logger.error("%s", error)
-            return Reply(500, error_body(str(error), type="server_error", code="internal_error"))
+            return Reply(500, error_body(error))
     logger.error("Unexpected failure while answering a request", exc_info=error)
-    return Reply(500, error_body("Internal error; the server's log has it.", type="server_error", code="internal_error"))
+    return Reply(500, _server_error("Internal error; the server's log has it.", "internal_error"))
 
 
 def not_ready_reply(server: str, state: NotReady) -> Reply:
@@ -78,7 +68,11 @@ def not_ready_reply(server: str, state: NotReady) -> Reply:
 
 
 def _unavailable(message: str, code: str, retry_after_s: int | None) -> Reply:
-    body = error_body(message, type="service_unavailable_error", code=code)
+    body = _server_error(message, code)
     if retry_after_s is None:
         return Reply(503, body, JSON + DO_NOT_RETRY)
     return Reply(503, body, JSON + ((b"retry-after", b"%d" % retry_after_s),))
+
+
+def _server_error(message: str, code: str) -> bytes:
+    return error_body(ErrorFields(message, "server_error", None, code))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from stand_in_engine import MODEL, StandInEngine, engine, mounted_at, serving
 
-from local_vllm.protocol.converter import Converter, ConverterSettings
+from local_vllm.protocol import Converter, ConverterSettings
 from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.asgi import Limits
 from local_vllm.serving.client import EngineClient, Timeouts
@@ -19,11 +19,16 @@ SECRET = b"a secret of this deployment"
 
 
 def model_server(
-    source: EndpointSource, *, name: str = "policy_model", model: str = "my/model",
-    limits: Limits = Limits(), timeouts: Timeouts = Timeouts(),
+    source: EndpointSource,
+    *,
+    name: str = "policy_model",
+    model: str = "my/model",
+    settings: ConverterSettings = ConverterSettings(),
+    limits: Limits = Limits(),
+    timeouts: Timeouts = Timeouts(),
 ) -> ModelServer:
     client = EngineClient(AiohttpTransport(), timeouts)
-    converter = Converter(ConverterSettings())
+    converter = Converter(settings)
     return ModelServer(
         name, model, source, converter, client, sessions=Sessions(name, SECRET), limits=limits
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import aiohttp
 import openai
 import pytest
 from conftest import model_server, over
-from stand_in_engine import MODEL, StandInEngine, closed_port, serving
+from stand_in_engine import MODEL, StandInEngine, chat_answer, closed_port, serving
 
+from local_vllm.protocol import ConverterSettings
 from local_vllm.serving.asgi import Limits
 from local_vllm.serving.client import Timeouts
 from local_vllm.serving.endpoints import FixedEndpoints, NotReady, Ready
@@ -218,7 +220,7 @@ async def test_an_engine_that_is_not_ready_is_a_503_with_retry_after() -> None:
         ):
             status, headers, answer = await ask(method, address + path, **options)
             assert (status, headers["Retry-After"]) == (503, "7")
-            assert answer["error"]["type"] == "service_unavailable_error"
+            assert answer["error"]["type"] == "server_error"
             assert answer["error"]["code"] == "engine_starting"
             assert "loading weights" in answer["error"]["message"]
         _, _, models = await ask("GET", f"{address}/v1/models")
@@ -308,3 +310,35 @@ async def test_a_client_that_leaves_a_stream_ends_the_engines_work(
         async with asyncio.timeout(5):
             await one_engine.aborted.wait()
     assert time.monotonic() - left < 1
+
+
+def with_token_ids(answer: dict, *, prompt: list[int] | None) -> bytes:
+    """A chat answer with the ids and log probabilities that training asks for."""
+    choice = answer["choices"][0]
+    choice["token_ids"] = [7, 8]
+    choice["logprobs"] = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.25}]}
+    return json.dumps(answer | {"prompt_token_ids": prompt}).encode()
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "from tokenize"])
+async def test_token_ids_come_inline_or_else_from_tokenize(one_engine: StandInEngine, inline: bool) -> None:
+    one_engine.body = with_token_ids(chat_answer("Hi"), prompt=[1, 2, 3] if inline else None)
+    one_engine.bodies_by_path["/tokenize"] = b'{"count": 3, "tokens": [1, 2, 3]}'
+    settings = ConverterSettings(return_token_id_information=True)
+    async with serving(model_server(over(one_engine), settings=settings)) as address:
+        status, _, body = await ask("POST", f"{address}/v1/responses", json=ASK)
+    last = body["output"][-1]
+    assert (status, last["prompt_token_ids"], last["generation_token_ids"]) == (200, [1, 2, 3], [7, 8])
+    assert last["generation_log_probs"] == [-0.5, -1.25]
+    paths = [asked["path"] for asked in one_engine.asked]
+    assert paths == ["/v1/chat/completions"] + ([] if inline else ["/tokenize"])
+
+
+async def test_missing_token_ids_are_warned_of_once(
+    one_engine: StandInEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ConverterSettings(return_token_id_information=True)
+    async with serving(model_server(over(one_engine), settings=settings)) as address:
+        for _ in range(2):
+            assert (await ask("POST", f"{address}/v1/responses", json=ASK))[0] == 200
+    assert caplog.text.count("token ids were asked for and are missing") == 1

@@ -1,0 +1,23 @@
+"""`LocalVLLMModelProxy`: the engine and the model of a LocalVLLMModel, under request-time settings of its own."""
+
+from __future__ import annotations
+
+from local_vllm.config.schema import LocalVLLMModelProxySettings
+from local_vllm.serving.endpoints import EndpointSource
+from local_vllm.serving.replica import Replica
+from local_vllm.serving.vllm_model import VLLMModel
+
+
+class LocalVLLMModelProxy(VLLMModel):
+    """`source` says where the other server's engine is; `model` is that server's model."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: LocalVLLMModelProxySettings,
+        replica: Replica,
+        *,
+        source: EndpointSource,
+        model: str,
+    ) -> None:
+        super().__init__(name, settings, replica, source=source, model=model)

@@ -1,0 +1,71 @@
+"""`OpenAIModel`: passes requests through to another Responses API, with its key and its model's name."""
+
+from __future__ import annotations
+
+import msgspec
+
+from local_vllm.config.schema import OpenAIModelSettings
+from local_vllm.protocol import Answer as Converted
+from local_vllm.protocol import ChatCall
+from local_vllm.protocol.errors import engine_failure, malformed, read_engine_error
+from local_vllm.serving.asgi import Answer, Request
+from local_vllm.serving.endpoints import FixedEndpoints
+from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.replica import Replica
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class PassThrough:
+    """The converter of a server that converts nothing: answers, failures too, are the other API's own bytes."""
+
+    def to_chat(self, body: bytes, model: str) -> ChatCall:
+        try:
+            fields = _fields.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise malformed(error) from error
+        return ChatCall(
+            body=msgspec.json.encode(fields | {"model": model}),
+            stream=bytes(fields.get("stream", b"")) == b"true",
+            model_asked=None,
+            session_hint=_text(fields.get("prompt_cache_key")),
+        )
+
+    chat_passthrough = to_chat
+
+    def from_failure(self, call: ChatCall, status: int, answer: bytes) -> Converted:
+        if _is_error_object(answer):
+            return Converted(status, answer)
+        return Converted(status, engine_failure(status, read_engine_error(answer), responses=False))
+
+
+class OpenAIModel(ModelServer):
+    """In front of an API that knows Responses already; `base_url` may name several of them."""
+
+    def __init__(self, name: str, settings: OpenAIModelSettings, replica: Replica) -> None:
+        key = settings.api_key.get_secret_value()
+        super().__init__(
+            name,
+            settings.model,
+            FixedEndpoints(settings.base_url, key, settings.model),
+            PassThrough(),
+            replica.client(settings.default_headers),
+            sessions=replica.sessions(name),
+            limits=replica.limits,
+        )
+
+    async def responses(self, request: Request, body: bytes) -> Answer:
+        return await self._forward(request, body, "/responses", self._converter.to_chat)
+
+
+def _is_error_object(answer: bytes) -> bool:
+    try:
+        return "error" in _fields.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def _text(value: msgspec.Raw | None) -> str | None:
+    found = msgspec.json.decode(value) if value is not None else None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,46 @@
+"""What the model servers of one replica (one process that answers HTTP) have in common.
+
+Made where the process begins: in a Ray Serve replica, or around a bare uvicorn.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from local_vllm.serving.aiohttp_transport import AiohttpTransport
+from local_vllm.serving.asgi import Limits
+from local_vllm.serving.client import EngineClient, Timeouts, Transport
+from local_vllm.serving.sessions import Sessions
+
+YOUNG_OBJECTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """`secret` signs session cookies and is one for the whole deployment; `first` is where this replica begins
+    to count new sessions, best a random number when there are several.
+    """
+
+    secret: bytes
+    first: int = 0
+    transport: Transport = field(default_factory=AiohttpTransport)
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+
+    def client(self, default_headers: Mapping[str, str] | None = None) -> EngineClient:
+        return EngineClient(self.transport, self.timeouts, default_headers)
+
+    def sessions(self, server: str) -> Sessions:
+        return Sessions(server, self.secret, first=self.first)
+
+
+def settle_memory() -> None:
+    """Spares the garbage collector what was imported, and lets requests make more before it looks at them.
+
+    Called once, when everything that stays has been made.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 20, 20)

@@ -1,0 +1,51 @@
+"""`VLLMModel`: a model server over vLLM engines, those that the configuration names or those of a source."""
+
+from __future__ import annotations
+
+from local_vllm.config.schema import ChatSettings, VLLMModelSettings
+from local_vllm.protocol.converter import Converter
+from local_vllm.protocol.settings import ConverterSettings
+from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
+from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.replica import Replica
+
+
+class VLLMModel(ModelServer):
+    """Built from checked settings. Without a `source` it is in front of the engines at their `base_url`."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: ChatSettings,
+        replica: Replica,
+        *,
+        source: EndpointSource | None = None,
+        model: str | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            model or settings.model,
+            source or _somebody_elses(settings),
+            Converter(converter_settings(settings)),
+            replica.client(settings.default_headers),
+            sessions=replica.sessions(name),
+            limits=replica.limits,
+        )
+
+
+def _somebody_elses(settings: VLLMModelSettings) -> FixedEndpoints:
+    return FixedEndpoints(settings.base_url, settings.api_key.get_secret_value(), settings.model)
+
+
+def converter_settings(settings: ChatSettings) -> ConverterSettings:
+    """The settings that concern conversion, in the converter's words."""
+    return ConverterSettings(
+        return_token_id_information=settings.return_token_id_information,
+        uses_reasoning_parser=settings.uses_reasoning_parser,
+        replace_developer_role_with_system=settings.replace_developer_role_with_system,
+        chat_template_kwargs=settings.chat_template_kwargs,
+        extra_body=settings.extra_body,
+        sampling_overrides=settings.sampling_overrides,
+        context_overflow=settings.context_overflow,
+        hosted_tools=settings.hosted_tools,
+    )
