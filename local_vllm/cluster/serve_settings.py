@@ -1,0 +1,58 @@
+"""The environment of a private cluster: Ray's authentication, and Serve behind HAProxy with its fast settings.
+
+Serve reads these variables when it is imported, in every process, so they are set before Ray starts.
+Each entry says why it is not left at its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# What `ports` of `serve_environment` are for, in this order.
+PORTS_NEEDED = 5
+
+
+def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int) -> dict[str, str]:
+    """Serve's variables: HAProxy in front, replicas reached directly, all files and fixed ports private to the run.
+
+    Args:
+        run_dir: a folder of this run alone; HAProxy's sockets and configuration go below it.
+        ports: `PORTS_NEEDED` free ports.
+        cpus: cores of this machine.
+    """
+    haproxy = run_dir / "haproxy"
+    stats, metrics, http, grpc, replicas = ports
+    return {
+        # The default proxy is a Python process: about forty times the CPU time per request.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus))),
+        # The defaults are shared by every user of the machine.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
+        # Two clusters on one machine would both begin at 30000.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + 500),
+        # Stopping replicas would otherwise sleep for half a minute.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+    }
+
+
+def ray_environment(token_path: Path) -> dict[str, str]:
+    """Ray's variables: a token of this cluster's own, so that nothing is written to the user's home."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }

@@ -1,0 +1,134 @@
+"""The engines of a run, as the run's own process holds them: created, launched in order, watched, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from local_vllm.cluster.nodes import read_cluster
+from local_vllm.engine.actor import NAMESPACE, EngineHost, actor_name
+from local_vllm.engine.spec import EngineSpec, EngineState, EngineStatus
+from local_vllm.errors import EngineStartError, RunError
+
+STOP_DEADLINE_S = 25.0
+# Replicas and the run itself each keep one call open to learn of changes.
+CONCURRENT_CALLS = 1000
+
+
+class OwnedEngine:
+    """One engine of this run. The actor behind it is not detached: it cannot outlive this process."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        options = {
+            "name": actor_name(spec.server),
+            "namespace": NAMESPACE,
+            "num_cpus": 0,
+            "max_concurrency": CONCURRENT_CALLS,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.placement.master_node_id, soft=False),
+        }
+        try:
+            self.actor = ray.remote(EngineHost).options(**options).remote(spec)
+        except ValueError as error:
+            raise RunError(
+                f"the name {spec.server} is held by another run on this cluster; rename the server, or stop that run"
+            ) from error
+        self.status = EngineStatus(
+            version=0, server=spec.server, model=spec.model, state=EngineState.STARTING, detail="scheduling"
+        )
+
+    async def launch(self) -> None:
+        await self.actor.launch.remote()
+
+    async def follow(self, tell: Callable[[EngineStatus], None]) -> EngineStatus:
+        """Call `tell` with every change; returns the last status when the engine's life is over."""
+        while not self.status.state.is_over:
+            try:
+                seen = await self.actor.watch.remote(self.status.version)
+            except ray.exceptions.RayActorError:
+                seen = self._dead("the process that hosts the engine died")
+            if seen.version != self.status.version:
+                self.status = seen
+                tell(seen)
+        return self.status
+
+    def _dead(self, why: str) -> EngineStatus:
+        return EngineStatus(
+            version=self.status.version + 1,
+            server=self.spec.server,
+            model=self.spec.model,
+            state=EngineState.FAILED,
+            detail=why,
+            log_path=str(self.spec.log_path),
+        )
+
+    async def requests_in_flight(self) -> int:
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            return await asyncio.wait_for(_ask(self.actor.requests_in_flight), 3)
+        return 0
+
+    async def drain(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            await asyncio.wait_for(_ask(self.actor.drain), 3)
+
+    async def stop(self) -> None:
+        """End the engine; whatever does not end in time goes with its actor."""
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            await asyncio.wait_for(_ask(self.actor.stop), STOP_DEADLINE_S)
+        ray.kill(self.actor)
+
+
+async def _ask(method):
+    return await method.remote()
+
+
+@asynccontextmanager
+async def owned_engines(specs: Sequence[EngineSpec]) -> AsyncIterator[list[OwnedEngine]]:
+    """Create the engines' actors and launch them in the order of their plan; all are ended on the way out.
+
+    vLLM places its workers on what is free at that moment, so an engine is launched only after the one before it
+    has taken its GPUs.
+    """
+    engines: list[OwnedEngine] = []
+    launching: asyncio.Task[None] | None = None
+    try:
+        for spec in specs:
+            engines.append(OwnedEngine(spec))
+        launching = asyncio.create_task(_launch_in_order(engines))
+        yield engines
+    finally:
+        if launching is not None:
+            launching.cancel()
+        await asyncio.gather(*(engine.stop() for engine in engines))
+
+
+async def _launch_in_order(engines: Sequence[OwnedEngine]) -> None:
+    in_order = sorted(engines, key=lambda engine: engine.spec.placement.launch_order)
+    free = read_cluster().gpus_free
+    for engine in in_order:
+        await engine.launch()
+        free -= engine.spec.placement.topology.gpus
+        if engine is not in_order[-1]:
+            await _until_taken(engine, free)
+
+
+async def _until_taken(engine: OwnedEngine, free_after: int) -> None:
+    deadline = time.monotonic() + engine.spec.start_timeout_s
+    while not engine.status.state.is_over and time.monotonic() < deadline:
+        if (await asyncio.to_thread(read_cluster)).gpus_free <= free_after:
+            return
+        await asyncio.sleep(0.5)
+
+
+def first_failure(engines: Sequence[OwnedEngine]) -> EngineStartError | None:
+    """The error of the first engine that has failed, ready to be raised."""
+    for engine in engines:
+        if engine.status.state is EngineState.FAILED:
+            return EngineStartError(f"{engine.spec.server}: {engine.status.detail}")
+    return None

@@ -1,0 +1,90 @@
+"""What one engine is to be, decided before anything starts; and what it says of itself while it lives.
+
+Both travel between processes, so they are plain frozen values.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from local_vllm.plan.placement import Placement
+
+# The model string of the project's own tiny model, built on the machine where the engine runs.
+DEFAULT_MODEL = "local-vllm-default"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One `vllm serve` to launch.
+
+    Attributes:
+        run_id: the run that owns it.
+        server: the model server's name in the configuration.
+        model: a Hub id, a local folder, or DEFAULT_MODEL; `/v1/models` shows exactly this string.
+        api_key: what the engine asks of its clients; given to it through its environment only.
+        vllm_serve_kwargs: flags of `vllm serve` as the configuration has them.
+        vllm_serve_env_vars: its environment variables as the configuration has them.
+        placement: where its workers go.
+        hf_home: folder of the Hugging Face cache; weights lie in its `hub`.
+        hf_token: token for the Hub, if there is one.
+        show_stats: let vLLM write its statistics to the log.
+        debug: let vLLM log at debug level.
+        start_timeout_s: deadline from launch to the first answer.
+        log_path: file on the engine's node for what vLLM prints.
+    """
+
+    run_id: str
+    server: str
+    model: str
+    api_key: str = field(repr=False)
+    vllm_serve_kwargs: Mapping[str, object]
+    vllm_serve_env_vars: Mapping[str, str] = field(repr=False)
+    placement: Placement
+    hf_home: Path
+    hf_token: str | None = field(repr=False)
+    show_stats: bool
+    debug: bool
+    start_timeout_s: float
+    log_path: Path
+
+
+class EngineState(enum.StrEnum):
+    """Where an engine is in its life."""
+
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def is_over(self) -> bool:
+        return self in (EngineState.FAILED, EngineState.STOPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine at one moment. `version` grows with every change.
+
+    Attributes:
+        state: where it is in its life.
+        detail: what it is doing while it starts ("loading weights"), why it failed otherwise.
+        since_s: seconds since the launch began.
+        base_url: where it answers, ending in /v1; empty until it does.
+        ranks: data-parallel ranks behind that address.
+    """
+
+    version: int
+    server: str
+    model: str
+    state: EngineState
+    detail: str = ""
+    since_s: float = 0.0
+    base_url: str = ""
+    api_key: str = field(default="", repr=False)
+    ranks: int = 1
+    node_address: str = ""
+    log_path: str = ""

@@ -1,0 +1,72 @@
+"""Start a command under the guard program and hold its lifeline: the only place that starts processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from local_vllm.processes import tree
+
+
+class Guarded:
+    """A command that ends, with everything below it, when this object is closed or its process dies.
+
+    Args:
+        command: program and arguments.
+        env: the whole environment of the command.
+        log_path: file that receives its output, appended to; its folder is made.
+        grace_s: seconds that the command gets between SIGTERM and SIGKILL.
+        keep_stdout: give the command's standard output back as `stdout` instead of logging it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], log_path: Path, grace_s: float, keep_stdout: bool = False
+    ) -> None:
+        self.grace_s = grace_s
+        self._known: dict[int, int | None] = {}
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(log_path, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "local_vllm.processes.guard", "--grace", str(grace_s), "--", *command],
+                env=dict(env),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if keep_stdout else log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self.stdout = self._process.stdout
+
+    def poll(self) -> int | None:
+        """The exit status of the command, or None while it runs.
+
+        Also notes which processes belong to it, for the case that the guard itself is killed: call it often.
+        """
+        status = self._process.poll()
+        if status is None:
+            for pid in tree.descendants(self.pid):
+                if pid not in self._known:
+                    self._known[pid] = tree.start_time(pid)
+        return status
+
+    def close(self, *, at_once: bool = False) -> int | None:
+        """End the command and everything below it; returns its status, None if it could not be ended."""
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        if at_once:
+            self._kill(tree.descendants(self.pid))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.grace_s + 15)
+        self._kill(pid for pid, started in self._known.items() if started == tree.start_time(pid))
+        return self._process.poll()
+
+    @staticmethod
+    def _kill(pids: Iterable[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
