@@ -1,6 +1,6 @@
 """The ASGI frame around every application here: routes, bodies, errors, and clients that go away.
 
-What a route answers is left to the applications. Nothing here knows of Ray: the same frame runs under uvicorn.
+What a route answers is left to the applications. Nothing here knows of Ray: it runs under uvicorn as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-# Whoever gets an answer this fast cannot be said to have gone away meanwhile; it spares most short calls a task.
+# Nobody goes away within this time in a way that matters; short calls are spared a task.
 WATCH_AFTER_S = 0.1
 
 
@@ -170,7 +170,7 @@ def _find(routes: Routes, request: Request) -> Handler:
 
 
 def path_below_root(scope: Scope) -> str:
-    """The path relative to where the application is mounted, whether the server left the mount in it or not."""
+    """The path relative to where the application is mounted, whether the server left that in or not."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     if root and path.startswith(root):

@@ -73,7 +73,7 @@ class Transport(Protocol):
 
 
 class EngineClient:
-    """Calls the engines of one model server. The transport is the replica's: its servers share connections."""
+    """Calls the engines of one model server, over the connections that its replica's servers share."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`LocalVLLMModelProxy`: the engine and the model of a LocalVLLMModel, under request-time settings of its own."""
+"""`LocalVLLMModelProxy`: engine and model of a LocalVLLMModel, under request-time settings of its own."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class PassThrough:
-    """The converter of a server that converts nothing: answers, failures too, are the other API's own bytes."""
+    """The converter of a server that converts nothing: failures too are the other API's own bytes."""
 
     def to_chat(self, body: bytes, model: str) -> ChatCall:
         try:

@@ -19,8 +19,8 @@ YOUNG_OBJECTS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """`secret` signs session cookies and is one for the whole deployment; `first` is where this replica begins
-    to count new sessions, best a random number when there are several.
+    """`secret` signs session cookies and is one for the whole deployment. `first` is where this replica
+    begins to count new sessions: best a random number when there are several.
     """
 
     secret: bytes

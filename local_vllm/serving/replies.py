@@ -46,7 +46,7 @@ class StreamReply:
 
 
 def failure_reply(error: Exception) -> Reply:
-    """The table. What is not a LocalVLLMError is our fault: it is logged whole, and answered without detail."""
+    """The table. What is no LocalVLLMError is our fault: it is logged whole, and answered without detail."""
     match error:
         case RequestError():
             return Reply(error.status, error_body(error))

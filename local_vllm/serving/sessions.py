@@ -66,7 +66,7 @@ class Sessions:
 
 
 class _Cookies:
-    """`<endpoint>.<rank>.<signature>`: the endpoint as a digest of its address, which clients need not know."""
+    """`<endpoint>.<rank>.<signature>`, the endpoint as a digest of an address that clients need not know."""
 
     def __init__(self, server: str, secret: bytes) -> None:
         self._secret = secret
@@ -110,7 +110,7 @@ def _known(key: bytes, rank: int, endpoints: tuple[Endpoint, ...]) -> Destinatio
 
 
 def _by_name(name: bytes, endpoints: tuple[Endpoint, ...]) -> Destination:
-    """Rendezvous hashing: an endpoint that comes or goes moves only the sessions that are, or will be, its own."""
+    """Rendezvous hashing: an endpoint that comes or goes moves no sessions but its own."""
     endpoint, rank = max(_slots(endpoints), key=lambda slot: _weight(name, *slot))
     return _destination(endpoint, rank)
 
