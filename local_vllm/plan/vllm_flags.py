@@ -1,12 +1,6 @@
-"""What vLLM must be told for a placement: flags for `vllm serve` and variables for its process.
-
-The flags a user writes in `vllm_serve_kwargs` are turned into a command line here too.
-"""
+"""What vLLM must be told for a placement: flags for `vllm serve` and variables for its process."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Mapping
 
 from local_vllm.plan.placement import Placement
 
@@ -46,30 +40,3 @@ def placement_env(placement: Placement) -> dict[str, str]:
         "VLLM_DP_MASTER_IP": placement.master_address,
         "VLLM_HOST_IP": placement.master_address,
     }
-
-
-def flags_to_argv(flags: Mapping[str, object]) -> list[str]:
-    """A mapping of flags as a command line: True is the bare flag, False its `--no-` form, None is left out.
-
-    A list follows its flag item by item, a mapping is written as JSON.
-    """
-    argv: list[str] = []
-    for name, value in flags.items():
-        argv += _flag(name.replace("_", "-"), value)
-    return argv
-
-
-def _flag(name: str, value: object) -> list[str]:
-    match value:
-        case None:
-            return []
-        case bool():
-            return [f"--{name}" if value else f"--no-{name}"]
-        case list() | tuple():
-            return [f"--{name}", *map(_text, value)]
-        case _:
-            return [f"--{name}", _text(value)]
-
-
-def _text(value: object) -> str:
-    return json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)

@@ -7,7 +7,7 @@ import pytest
 from local_vllm.plan.cluster import Cluster, Node
 from local_vllm.plan.placement import Placement, plan_placements
 from local_vllm.plan.topology import PackStrategy, Topology
-from local_vllm.plan.vllm_flags import flags_to_argv, placement_env, placement_flags
+from local_vllm.plan.vllm_flags import placement_env, placement_flags
 
 
 def cluster(*free: int, total: int = 8, cpus: float = 64) -> Cluster:
@@ -155,18 +155,3 @@ def test_vllm_is_told_the_strategy_and_its_nodes():
     env = placement_env(placement)
     assert env["VLLM_RAY_DP_PACK_STRATEGY"] == "strict"
     assert env["VLLM_RAY_DP_PLACEMENT_NODE_IPS"] == "10.0.0.1,10.0.0.2"
-
-
-def test_flags_become_a_command_line():
-    flags = {
-        "tensor_parallel_size": 8,
-        "enforce_eager": True,
-        "enable_prefix_caching": False,
-        "seed": None,
-        "served_model_name": ["a", "b"],
-        "compilation_config": {"mode": 1},
-    }
-    assert flags_to_argv(flags) == [
-        "--tensor-parallel-size", "8", "--enforce-eager", "--no-enable-prefix-caching",
-        "--served-model-name", "a", "b", "--compilation-config", '{"mode": 1}',
-    ]  # fmt: skip
