@@ -1,1 +1,72 @@
-def main(): raise SystemExit(1)
+"""`ng_run`: bring model servers up from configuration, and serve until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from local_vllm.config.compose import load_run_config
+from local_vllm.config.help import global_keys_help, server_keys_help
+from local_vllm.errors import ConfigError, LocalVLLMError
+
+USAGE = """\
+ng_run brings vLLM engines up on a Ray cluster and serves the OpenAI Responses API in front of them.
+
+  ng_run                                                   the default model, on whatever this machine has
+  ng_run "+config_paths=[Qwen/Qwen3-4B.yaml]"              a shipped config
+  ng_run "+config_paths=[a.yaml,b.yaml]"                   several, merged from left to right
+  ng_run "+config_paths=[...]" \\
+    ++policy_model.responses_api_models.local_vllm_model.vllm_serve_kwargs.tensor_parallel_size=2
+                                                           any key, overridden on the command line
+  ng_run +model=Qwen/Qwen3-30B-A3B-Instruct-2507           the shipped config of a model
+
+Overrides are Hydra's: +key=value adds, ++key=value adds or replaces, ~key removes.
+Ctrl-C waits for requests in flight and leaves nothing running; a second Ctrl-C stops at once.
+Exit status: 0 done, 2 the configuration is wrong, 1 anything else.
+"""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    if {"-h", "--help"} & set(argv):
+        print(USAGE, global_keys_help(), server_keys_help(), sep="\n")
+        return 0
+    try:
+        config = load_run_config(argv, cwd=Path.cwd())
+    except ConfigError as error:
+        return _fail(error, 2)
+
+    from rich.console import Console
+
+    from local_vllm.runs.run import Run
+
+    console = Console(highlight=False)
+    for notice in config.notices:
+        console.print(f"Note: {notice}", soft_wrap=True)
+    try:
+        asyncio.run(Run(config, console).serve())
+    except ConfigError as error:
+        return _fail(error, 2)
+    except LocalVLLMError as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: LocalVLLMError, status: int) -> int:
+    print(f"ng_run: {error}" if status == 1 else _listed(error), file=sys.stderr)
+    return status
+
+
+def _listed(error: LocalVLLMError) -> str:
+    problems = error.problems if isinstance(error, ConfigError) else (error,)
+    return "\n".join(["ng_run: the configuration is wrong:", *(f"  {problem}" for problem in problems)])
+
+
+if __name__ == "__main__":
+    main()

@@ -115,3 +115,8 @@ def _is_up(interface: str) -> bool:
 def cpu_count() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def reachable_host(host: str) -> str:
+    """A host that a client on this machine can use for a server bound to `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

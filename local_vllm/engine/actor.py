@@ -27,16 +27,10 @@ from local_vllm.processes.guarded import Guarded
 from local_vllm.processes.listeners import listening_pids
 from local_vllm.processes.tree import descendants
 
-NAMESPACE = "local_vllm"
 POLL_S = 0.25
 STOP_GRACE_S = 6.0
 LAUNCH_ATTEMPTS = 3
 _PORT_TAKEN = "address already in use"
-
-
-def actor_name(server: str) -> str:
-    """The name under which the engine of a model server is found in Ray, in NAMESPACE."""
-    return f"engine:{server}"
 
 
 class EngineHost:
@@ -52,7 +46,7 @@ class EngineHost:
         self._status = EngineStatus(
             version=1,
             server=spec.server,
-            model=spec.model,
+            model=spec.served_name,
             state=EngineState.STARTING,
             detail="starting",
             ranks=spec.placement.topology.data_parallel_size,
@@ -181,7 +175,7 @@ class EngineHost:
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
             return False
         ours = set(descendants(self._guard.pid))
-        return any(model["id"] == self.spec.model for model in models) and bool(listening_pids(self._port) & ours)
+        return any(model["id"] == self.spec.served_name for model in models) and bool(listening_pids(self._port) & ours)
 
     async def _watch_process(self) -> None:
         while (status := self._guard.poll()) is None:

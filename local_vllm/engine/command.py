@@ -18,6 +18,7 @@ from local_vllm.plan.vllm_flags import placement_env, placement_flags
 
 # Ray tells its workers who they are in variables that a driver of its own must not inherit.
 _KEPT_RAY_VARIABLES = ("RAY_AUTH_", "RAY_TLS_", "RAY_USE_TLS")
+_NEVER_S = "31536000"
 SECRET_VARIABLES = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -49,9 +50,7 @@ class Site:
 def serve_flags(spec: EngineSpec, site: Site) -> dict[str, object]:
     """Every flag of the command line, the configuration's and ours, in snake_case."""
     wanted = {snake_case(name): value for name, value in spec.vllm_serve_kwargs.items()}
-    defaults: dict[str, object] = {"served_model_name": spec.model}
-    if not spec.show_stats:
-        defaults["disable_log_stats"] = False
+    defaults: dict[str, object] = {"served_model_name": spec.served_name}
     injected: dict[str, object] = {
         "host": "0.0.0.0",
         "port": site.port,
@@ -93,6 +92,9 @@ def serve_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
     if site.kind == "cpu":
         ours |= cpu_flags.environment(spec.placement.topology)
     quiet = {"VLLM_NO_USAGE_STATS": "1"}
+    if not spec.show_stats:
+        # The statistics themselves stay on: /metrics is made of them.
+        quiet["VLLM_LOG_STATS_INTERVAL"] = _NEVER_S
     return inherited | quiet | ours | placement_env(spec.placement) | dict(spec.vllm_serve_env_vars)
 
 

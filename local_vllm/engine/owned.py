@@ -12,8 +12,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from local_vllm.cluster.nodes import read_cluster
-from local_vllm.engine.actor import NAMESPACE, EngineHost, actor_name
-from local_vllm.engine.spec import EngineSpec, EngineState, EngineStatus
+from local_vllm.engine.actor import EngineHost
+from local_vllm.engine.spec import NAMESPACE, EngineSpec, EngineState, EngineStatus, actor_name
 from local_vllm.errors import EngineStartError, RunError
 
 STOP_DEADLINE_S = 25.0
@@ -40,7 +40,7 @@ class OwnedEngine:
                 f"the name {spec.server} is held by another run on this cluster; rename the server, or stop that run"
             ) from error
         self.status = EngineStatus(
-            version=0, server=spec.server, model=spec.model, state=EngineState.STARTING, detail="scheduling"
+            version=0, server=spec.server, model=spec.served_name, state=EngineState.STARTING, detail="scheduling"
         )
 
     async def launch(self) -> None:
@@ -62,7 +62,7 @@ class OwnedEngine:
         return EngineStatus(
             version=self.status.version + 1,
             server=self.spec.server,
-            model=self.spec.model,
+            model=self.spec.served_name,
             state=EngineState.FAILED,
             detail=why,
             log_path=str(self.spec.log_path),

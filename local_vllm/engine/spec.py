@@ -15,6 +15,14 @@ from local_vllm.plan.placement import Placement
 # The model string of the project's own tiny model, built on the machine where the engine runs.
 DEFAULT_MODEL = "local-vllm-default"
 
+# The namespace of everything of ours in Ray.
+NAMESPACE = "local_vllm"
+
+
+def actor_name(server: str) -> str:
+    """The name under which the engine of a model server is found in Ray, in NAMESPACE."""
+    return f"engine:{server}"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -23,7 +31,8 @@ class EngineSpec:
     Attributes:
         run_id: the run that owns it.
         server: the model server's name in the configuration.
-        model: a Hub id, a local folder, or DEFAULT_MODEL; `/v1/models` shows exactly this string.
+        model: a Hub id, a local folder, or DEFAULT_MODEL.
+        served_name: the name by which the engine knows its model: the same string, unless the flags say otherwise.
         api_key: what the engine asks of its clients; given to it through its environment only.
         vllm_serve_kwargs: flags of `vllm serve` as the configuration has them.
         vllm_serve_env_vars: its environment variables as the configuration has them.
@@ -39,6 +48,7 @@ class EngineSpec:
     run_id: str
     server: str
     model: str
+    served_name: str
     api_key: str = field(repr=False)
     vllm_serve_kwargs: Mapping[str, object]
     vllm_serve_env_vars: Mapping[str, str] = field(repr=False)

@@ -8,8 +8,7 @@ import logging
 
 import ray
 
-from local_vllm.engine.actor import NAMESPACE, actor_name
-from local_vllm.engine.spec import EngineState, EngineStatus
+from local_vllm.engine.spec import NAMESPACE, EngineState, EngineStatus, actor_name
 from local_vllm.serving.endpoints import Endpoint, NotReady, Ready
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,52 @@
+"""What can be found wrong on this machine before anything is started."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from local_vllm.cluster import machine
+from local_vllm.config.schema import RunConfig
+from local_vllm.errors import ConfigError, Problem, RunError
+from local_vllm.runs.engine_specs import local_servers
+
+
+def joined_address(config: RunConfig) -> str | None:
+    """The cluster to join; None for a private one."""
+    return config.settings.ray_address or os.environ.get("RAY_ADDRESS") or None
+
+
+def check_machine(config: RunConfig) -> None:
+    """Raise what stands in the way of this run here.
+
+    Raises:
+        ConfigError: the configuration does not suit this machine.
+        RunError: somebody else has the port.
+    """
+    problems = []
+    if local_servers(config) and machine.engine_kind() is None:
+        wanted = "gpu" if machine.gpu_count() else "cpu"
+        problems.append(Problem("", f"no vLLM is installed in this Python: pip install 'local_vllm[{wanted}]'"))
+    if config.settings.logical_gpus is not None and machine.gpu_count():
+        found = machine.gpu_count()
+        problems.append(Problem("logical_gpus", f"this machine has {found} real GPUs; remove the key to use them"))
+    if config.settings.logical_gpus is not None and joined_address(config):
+        problems.append(Problem("logical_gpus", "is for a private cluster; the one to be joined has its own GPUs"))
+    if problems:
+        raise ConfigError(problems)
+    check_port(config.settings.http_host, config.settings.http_port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise RunError, naming the holder, when `host:port` is taken."""
+    if not machine.is_port_free(host, port):
+        raise RunError(f"{host}:{port} is taken by {port_holder(port)}; free it, or set ++http_port=<another>")
+
+
+def port_holder(port: int) -> str:
+    """Who listens on `port`, as far as this user may see."""
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another process"

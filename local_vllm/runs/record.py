@@ -1,0 +1,119 @@
+"""The record of a run on disk: who runs what where, for other commands and for the sweep after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from local_vllm.processes.tree import start_time
+
+# Logs of ended runs that are kept.
+KEPT_LOGS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run.
+
+    Attributes:
+        run_id: eight characters, unique on this machine.
+        pid, started: the process of `ng_run`; together they name one process for good.
+        volatile: folder with sockets and secrets, which goes with the run.
+        logs: folder with the logs of Ray and of each engine, which stays.
+        url: where the gateway is.
+        ray_address: the cluster; private_cluster tells whether it is the run's own.
+        applications: names in Ray Serve.
+        engine_logs: log file of each engine.
+    """
+
+    run_id: str
+    pid: int
+    started: int
+    begun_at: float
+    volatile: str
+    logs: str
+    url: str = ""
+    ray_address: str = ""
+    private_cluster: bool = True
+    applications: tuple[str, ...] = ()
+    engine_logs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_alive(self) -> bool:
+        return start_time(self.pid) == self.started
+
+
+def state_folder() -> Path:
+    """Where records and logs are kept, by the XDG convention."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "local_vllm"
+
+
+@contextmanager
+def run_record() -> Iterator[RunRecord]:
+    """A new run with its folders. The volatile one goes, and with it the record, when the run is over."""
+    run_id = secrets.token_hex(4)
+    logs = state_folder() / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{run_id}"
+    logs.mkdir(parents=True)
+    # Ray's sockets lie below, and a socket's path has at most 107 bytes: TMPDIR could be too long.
+    volatile = tempfile.mkdtemp(prefix="lv-", dir="/tmp")
+    pid = os.getpid()
+    record = RunRecord(run_id, pid, start_time(pid) or 0, time.time(), volatile, str(logs))
+    write(record)
+    try:
+        yield record
+    finally:
+        forget(record)
+        _drop_old_logs()
+
+
+def write(record: RunRecord) -> None:
+    """Put the record on disk, whole or not at all."""
+    path = _path(record.run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(asdict(record), indent=1))
+    new.replace(path)
+
+
+def forget(record: RunRecord) -> None:
+    """Remove the volatile folder and the record of a run that is over."""
+    shutil.rmtree(record.volatile, ignore_errors=True)
+    _path(record.run_id).unlink(missing_ok=True)
+
+
+def records() -> list[RunRecord]:
+    """The records of all runs of this user on this machine, living and dead."""
+    found = []
+    for path in sorted((state_folder() / "runs").glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            values = json.loads(path.read_text())
+            found.append(RunRecord(**values | {"applications": tuple(values["applications"])}))
+    return found
+
+
+def sweep() -> list[RunRecord]:
+    """Clean up after runs that were killed, and only after them; says which they were."""
+    dead = [record for record in records() if not record.is_alive]
+    for record in dead:
+        forget(record)
+    return dead
+
+
+def _path(run_id: str) -> Path:
+    return state_folder() / "runs" / f"{run_id}.json"
+
+
+def _drop_old_logs() -> None:
+    folders = sorted((state_folder() / "logs").iterdir())
+    for folder in folders[:-KEPT_LOGS]:
+        shutil.rmtree(folder, ignore_errors=True)

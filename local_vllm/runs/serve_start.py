@@ -1,0 +1,50 @@
+"""Ray Serve for a run: started with our settings on a private cluster, shared on one that we joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from local_vllm.cluster import machine, serve_settings
+from local_vllm.config.schema import GlobalSettings
+from local_vllm.errors import RunError
+
+# How Ray's documentation names Serve's controller and its namespace.
+_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+
+
+def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, volatile: Path) -> None:
+    """Have Serve listen where the settings say; on a shared Serve, claim the names.
+
+    Raises:
+        RunError: another run's applications have our names.
+    """
+    if joined and _is_running():
+        taken = sorted(set(names) & serve.status().applications.keys())
+        if taken:
+            raise RunError(f"another run on this cluster serves {', '.join(taken)}; stop it, or rename the servers")
+    options = {"host": settings.http_host, "port": settings.http_port}
+    if not joined:
+        serve.start(http_options=options)
+        return
+    variables = serve_settings.serve_environment(
+        volatile, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count()
+    )
+    serve.start(http_options=options, controller_options={"runtime_env": {"env_vars": variables}})
+
+
+def remove_applications(names: Sequence[str]) -> None:
+    """Take our applications away, and Serve itself when nobody else uses it."""
+    known = serve.status().applications.keys()
+    for name in names:
+        if name in known:
+            serve.delete(name, _blocking=False)
+    if not known - set(names):
+        serve.shutdown()
+
+
+def _is_running() -> bool:
+    return any(actor == _CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))

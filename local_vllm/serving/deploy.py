@@ -1,0 +1,115 @@
+"""From checked servers to Ray Serve applications: one for each server at `/<name>`, and the gateway at `/`.
+
+What runs in a replica is made there, by the functions below, from settings that travel by pickle.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ray import serve
+
+from local_vllm.config.schema import (
+    LocalVLLMModelProxySettings,
+    LocalVLLMModelSettings,
+    OpenAIModelSettings,
+    ServerConfig,
+    VLLMModelSettings,
+)
+from local_vllm.serving.engine_endpoints import EngineEndpoints
+from local_vllm.serving.gateway import Gateway
+from local_vllm.serving.local_vllm_model import LocalVLLMModel
+from local_vllm.serving.local_vllm_model_proxy import LocalVLLMModelProxy
+from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.openai_model import OpenAIModel
+from local_vllm.serving.replica import Replica, settle_memory
+from local_vllm.serving.vllm_model import VLLMModel
+
+GATEWAY = "gateway"
+# Serve's own admission control answers with texts of its own: ours stands in the application.
+UNLIMITED_REQUESTS = 1_000_000
+HEALTH_CHECK_PERIOD_S = 2
+GRACEFUL_SHUTDOWN_S = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The model servers of a run, and the secret that signs their session cookies."""
+
+    servers: tuple[ServerConfig, ...]
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def model_server(self, name: str) -> ModelServer:
+        """Build one server. Called in the replica that is to run it."""
+        config = self._config(name)
+        replica = Replica(self.secret, first=random.randrange(1 << 16))
+        match config.settings:
+            case LocalVLLMModelSettings() as settings:
+                return LocalVLLMModel(name, settings, replica, source=EngineEndpoints(name))
+            case LocalVLLMModelProxySettings() as settings:
+                owner = settings.model_server.name
+                model = self._config(owner).settings.model
+                return LocalVLLMModelProxy(name, settings, replica, source=EngineEndpoints(owner), model=model)
+            case VLLMModelSettings() as settings:
+                return VLLMModel(name, settings, replica)
+            case OpenAIModelSettings() as settings:
+                return OpenAIModel(name, settings, replica)
+        raise TypeError(f"{name}: {type(config.settings).__name__} is no model server")
+
+    def gateway(self) -> Gateway:
+        return Gateway([self.model_server(config.name) for config in self.servers])
+
+    def _config(self, name: str) -> ServerConfig:
+        return next(config for config in self.servers if config.name == name)
+
+    def targets(self) -> list[serve.RunTarget]:
+        """The Serve applications, ready for `serve.run_many`."""
+        targets = [
+            _target(config.name, f"/{config.name}", lambda name=config.name: self.model_server(name), workers(config))
+            for config in self.servers
+        ]
+        return [*targets, _target(GATEWAY, "/", self.gateway, max(map(workers, self.servers), default=1))]
+
+    @property
+    def application_names(self) -> list[str]:
+        return [*(config.name for config in self.servers), GATEWAY]
+
+
+def workers(config: ServerConfig) -> int:
+    return config.settings.num_workers
+
+
+def _target(name: str, route: str, make: Callable[[], object], replicas: int) -> serve.RunTarget:
+    def application() -> object:
+        made = make()
+        settle_memory()
+        return made
+
+    @serve.deployment(
+        name=name,
+        num_replicas=replicas,
+        max_ongoing_requests=UNLIMITED_REQUESTS,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": 0},
+    )
+    @serve.ingress(application)
+    class Server:
+        """Serve's handle on a raw ASGI application."""
+
+    return serve.RunTarget(target=Server.bind(), name=name, route_prefix=route)
+
+
+def not_running(names: Sequence[str]) -> dict[str, str]:
+    """Those of our applications that do not run yet, and what Serve says of each."""
+    known = serve.status().applications
+    waiting = {}
+    for name in names:
+        application = known.get(name)
+        if application is None or application.status != "RUNNING":
+            waiting[name] = application.message if application is not None else "not there yet"
+    return waiting
