@@ -1,4 +1,4 @@
-"""The direction of imports, read from the sources with `ast`: inside functions too, and under TYPE_CHECKING."""
+"""The direction of imports, read from the sources: those inside functions and under TYPE_CHECKING too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "local_vllm"
 HOUSE = PACKAGE.name
 
-# From the top down: a part imports from lower rows only. `protocol`, `processes` and `cpu` stand beside the rows.
+# From the top down: a part imports from lower rows only. Three parts stand beside the rows.
 LAYERS = (
     {"cli"},
     {"runs", "rollouts", "environments"},
@@ -203,5 +203,6 @@ def test_importing_it_loads_neither_ray_nor_vllm_nor_torch(start: str):
         f"for module in {modules!r}: importlib.import_module(module)\n"
         f"print(*[name for name in {HEAVY!r} if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == []
