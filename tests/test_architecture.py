@@ -201,6 +201,7 @@ def test_the_guard_of_a_process_needs_the_standard_library_alone(module: str):
         "local_vllm.protocol",
         "local_vllm.serving.gateway",
         "local_vllm.cli.run",
+        "local_vllm.runs.run",
     ],
 )
 def test_importing_it_loads_neither_ray_nor_vllm_nor_torch(start: str):
