@@ -42,7 +42,7 @@ def demonstrate(base_url: str, console: Console) -> None:
     Raises:
         DemonstrationFailed: one of them did not work.
     """
-    http_client = openai.DefaultHttpxClient(trust_env=False)  # a proxy for the internet does not know this host
+    http_client = openai.DefaultHttpxClient(trust_env=False)  # the internet's proxy cannot reach this host
     with openai.OpenAI(
         base_url=base_url, api_key="EMPTY", timeout=REQUEST_TIMEOUT_S, max_retries=0, http_client=http_client
     ) as client:

@@ -1,4 +1,4 @@
-"""`quickstart_run.py [--once] [OVERRIDE ...]`: ng_run as a child, the demonstration, then serving until Ctrl-C.
+"""`quickstart_run.py [--once] [OVERRIDE ...]`: ng_run as a child, the demonstration, serving until Ctrl-C.
 
 scripts/quickstart calls it once .venv is there. What is asked and shown is quickstart_demo.py's part.
 """
@@ -32,7 +32,7 @@ SECOND_STOP_DEADLINE_S = 30.0
 
 
 class NgRun:
-    """`ng_run` in a session of its own, so that a Ctrl-C reaches it once: from here. It does not outlive us."""
+    """`ng_run` in a session of its own, so that a Ctrl-C reaches it once, from us. It does not outlive us."""
 
     def __init__(self, words: list[str]) -> None:
         self.asked_to_stop = False
