@@ -82,7 +82,7 @@ def test_setup_without_a_recent_python_says_which_it_looked_for(clone: Path, tmp
     (tools / "python3").chmod(0o755)
     done = run(clone / SETUP, "--cpu", PATH=str(tools))
     assert done.returncode == 1
-    assert done.stderr.startswith("setup: no Python 3.11 or newer was found (tried python3, python3.13,")
+    assert done.stderr.startswith("setup: no Python 3.11 or newer was found (tried python3 python3.13 python3.12 python3.11)")
     assert not (clone / ".venv").exists()
 
 
