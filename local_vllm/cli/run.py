@@ -26,6 +26,8 @@ Ctrl-C waits for requests in flight and leaves nothing running; a second Ctrl-C 
 Exit status: 0 done, 2 the configuration is wrong, 1 anything else.
 """
 
+LOG_WIDTH = 180
+
 
 def main() -> None:
     """Entry point of the command."""
@@ -46,7 +48,8 @@ def run(argv: list[str]) -> int:
 
     from local_vllm.runs.run import Run
 
-    console = Console(highlight=False)
+    # A log file has no width of its own, and a table folded to 80 columns cannot be read.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     for notice in config.notices:
         console.print(f"Note: {notice}", soft_wrap=True)
     try:

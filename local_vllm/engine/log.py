@@ -19,7 +19,7 @@ _PHASES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("reading the model's configuration", r"resolved architecture|non-default args|vllm api server version"),
     )
 )
-_NOISE = re.compile(r"^\s*(\^+|~+)?\s*$|deprecat|FutureWarning|\[W\d|leaked (shared_memory|semaphore)", re.IGNORECASE)
+_NOISE = re.compile(r"Route: /|^INFO: |^\s*(\^+|~+)?\s*$|deprecat|FutureWarning|\[W\d|leaked (shared_memory|semaphore)", re.IGNORECASE)
 
 
 class LogReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, vo
         taken = sorted(set(names) & serve.status().applications.keys())
         if taken:
             raise RunError(f"another run on this cluster serves {', '.join(taken)}; stop it, or rename the servers")
+    # Serve tells of each of its steps; the run's own progress does that.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = {"host": settings.http_host, "port": settings.http_port}
     if not joined:
         serve.start(http_options=options)

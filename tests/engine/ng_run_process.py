@@ -1,0 +1,157 @@
+"""A real `ng_run`: its own Ray, Serve behind HAProxy, and real vLLM engines on logical GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from openai import OpenAI
+
+from local_vllm.cluster.machine import free_ports
+from local_vllm.processes import tree
+
+READY = "Stop: Ctrl-C"
+START_DEADLINE_S = 420.0
+# By then nothing is left of a process that was killed.
+GONE_WITHIN_S = 15.0
+KEY = "key-of-the-tests"
+
+
+def until(fact: Callable[[], object], deadline_s: float) -> bool:
+    """Whether `fact` came true in time."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if fact():
+            return True
+        time.sleep(0.1)
+    return bool(fact())
+
+
+class NgRun:
+    """A started `ng_run` and everything below it."""
+
+    def __init__(self, words: Sequence[str], folder: Path) -> None:
+        self.port = free_ports(1)[0]
+        self.state = folder / "state"
+        self.output = folder / "output.txt"
+        self.segments_before = tree.shared_memory_names()
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).parent / "ng_run", f"++http_port={self.port}", *words],
+                env=env | {"XDG_STATE_HOME": str(self.state)},
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.seen: dict[int, psutil.Process] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_until_ready(self) -> None:
+        def settled() -> bool:
+            self.processes()
+            return READY in self.text() or self.process.poll() is not None
+
+        assert until(settled, START_DEADLINE_S), f"not ready in time:\n{self.text()}"
+        assert READY in self.text(), self.text()
+
+    def client(self, server: str | None = None) -> OpenAI:
+        path = f"/{server}/v1" if server else "/v1"
+        return OpenAI(base_url=self.url + path, api_key="none", max_retries=0, timeout=120)
+
+    def record(self) -> dict:
+        (path,) = (self.state / "local_vllm" / "runs").glob("*.json")
+        return json.loads(path.read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that was ever seen below this run and still lives."""
+        try:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                self.seen.setdefault(process.pid, process)
+        except psutil.NoSuchProcess:
+            pass
+        return [process for process in self.seen.values() if lives(process)]
+
+    def named(self, part: str) -> list[psutil.Process]:
+        """The living processes of this run whose command line has `part`."""
+        return [process for process in self.processes() if part in command_line(process)]
+
+    def free_gpus_and_groups(self) -> tuple[int, int]:
+        """Free GPUs and living placement groups of the run's own cluster, asked of Ray."""
+        record = self.record()
+        code = (
+            "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, configure_logging=False)\n"
+            "from local_vllm.cluster.nodes import read_cluster\n"
+            "groups = [g for g in ray.util.placement_group_table().values() if g['state'] != 'REMOVED']\n"
+            "print(read_cluster().gpus_free, len(groups))"
+        )
+        env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{record['volatile']}/ray_token"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, record["ray_address"]], env=env, capture_output=True, text=True, timeout=60
+        )
+        free, groups = done.stdout.split()
+        return int(free), int(groups)
+
+    def segments(self) -> set[str]:
+        return tree.shared_memory_names() - self.segments_before
+
+    def leftovers(self) -> list[str]:
+        """What a run that is over has left: processes, shared memory, its folder, its record."""
+        left = [f"{process.pid} {command_line(process)[:120]}" for process in self.processes()]
+        left += [f"/dev/shm/{name}" for name in self.segments()]
+        left += [str(path) for path in (self.state / "local_vllm" / "runs").glob("*.json")]
+        return left
+
+    def stop(self, sig: int = signal.SIGINT) -> int:
+        """Ask the run to stop; its exit status."""
+        self.processes()
+        self.process.send_signal(sig)
+        return self.process.wait(40)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def running(folder: Path, *words: str) -> Iterator[NgRun]:
+    """An `ng_run` that is ready; ended in any case."""
+    run = NgRun(words, folder)
+    try:
+        run.wait_until_ready()
+        yield run
+    finally:
+        run.processes()
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGTERM)
+            try:
+                run.process.wait(30)
+            except subprocess.TimeoutExpired:
+                run.process.kill()
+        for process in run.processes():
+            process.kill()

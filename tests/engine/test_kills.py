@@ -1,0 +1,118 @@
+"""What a SIGKILL of each of our processes leads to, on a real run with real engines."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ng_run_process import GONE_WITHIN_S, NgRun, command_line, running, until
+from openai import OpenAIError
+from test_topologies import TWO_INSTANCES, check_text
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+VLLM = re.compile(r"vllm\.entrypoints|VLLM::|ray::EngineCore|RayWorkerProc", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
+    """Two servers, so that the loss of one engine can be told from the loss of the run."""
+    folder = tmp_path_factory.mktemp("kills")
+    for name in ("left", "right"):
+        text = TWO_INSTANCES.format(name=name, key="dummy").replace("tensor_parallel_size: 4", "tensor_parallel_size: 1")
+        (folder / f"{name}.yaml").write_text(text)
+    with running(folder, "+config_paths=[left.yaml,right.yaml]") as started:
+        yield started
+
+
+def engine_of(run: NgRun, server: str) -> psutil.Process:
+    """The guard of a server's engine, told by the engine's log file."""
+    log = f"/{server}.log"
+    guards = run.named("local_vllm.processes.guard")
+    return next(guard for guard in guards if any(log in path for path in _open_files(guard)))
+
+
+def _open_files(process: psutil.Process) -> list[str]:
+    return [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.is_symlink()]
+
+
+def vllm_processes(run: NgRun) -> list[psutil.Process]:
+    return [process for process in run.processes() if VLLM.search(command_line(process))]
+
+
+def answers(run: NgRun, server: str) -> bool:
+    try:
+        check_text(run.client(server))
+    except OpenAIError:
+        return False
+    return True
+
+
+def test_a_killed_replica_leaves_its_engine_and_a_new_one_answers(run: NgRun) -> None:
+    engines = {process.pid for process in vllm_processes(run)}
+    (replica,) = run.named("ray::ServeReplica:left")
+    replica.kill()
+    killed = time.monotonic()
+    assert until(lambda: any(p.pid != replica.pid for p in run.named("ray::ServeReplica:left")), GONE_WITHIN_S)
+    assert until(lambda: answers(run, "left"), GONE_WITHIN_S - (time.monotonic() - killed))
+    assert {process.pid for process in vllm_processes(run)} == engines
+
+
+def test_a_killed_engine_actor_takes_only_its_own_engine_along(run: NgRun) -> None:
+    free, groups = run.free_gpus_and_groups()
+    guard = engine_of(run, "left")
+    engine = guard.children(recursive=True)
+    before = len(vllm_processes(run))
+    guard.parent().kill()
+    assert until(lambda: not any(p.is_running() for p in [guard, *engine]), GONE_WITHIN_S)
+    assert until(lambda: len(vllm_processes(run)) <= before / 2, GONE_WITHIN_S)
+    assert until(lambda: run.free_gpus_and_groups() == (free + 1, groups - 1), GONE_WITHIN_S)
+    assert answers(run, "right")
+    with pytest.raises(OpenAIError, match="engine"):
+        run.client("left").responses.create(model="left", input="hello")
+
+
+def test_a_killed_guard_takes_its_engine_along_and_a_run_without_engines_ends(run: NgRun) -> None:
+    guard = engine_of(run, "right")
+    guard.kill()
+    assert until(lambda: not vllm_processes(run), GONE_WITHIN_S)
+    assert run.process.wait(40) == 1
+    assert "every engine has ended" in run.text()
+    assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()
+
+
+def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as run:
+        assert run.processes()
+        assert run.named("haproxy")
+        run.process.kill()
+        run.process.wait(5)
+        left_over = lambda: [*run.processes(), *run.segments()]  # noqa: E731
+        assert until(lambda: not left_over(), GONE_WITHIN_S), [*map(str, left_over())]
+
+
+def test_a_second_signal_stops_a_starting_run_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    run = NgRun([], tmp_path)
+    assert until(lambda: run.processes() and "policy_model: " in run.text(), 60), run.text()
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    asked = time.monotonic()
+    if run.process.poll() is None:
+        run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(20) == 0
+    assert time.monotonic() - asked < 10
+    assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()
+
+
+def test_an_engine_that_dies_while_starting_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+    words = ["++policy_model.local_vllm_model.vllm_serve_kwargs.tool_call_parser=no-such-parser"]
+    run = NgRun(words, tmp_path)
+    assert run.process.wait(180) == 1
+    assert "policy_model: vLLM ended with status" in run.text()
+    assert "no-such-parser" in run.text()
+    assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()

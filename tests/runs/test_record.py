@@ -1,0 +1,53 @@
+"""The record of a run on disk, and the sweep after runs that were killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from local_vllm.runs import record as records
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+def test_a_record_is_there_while_its_run_lives_and_then_gone_with_its_folder() -> None:
+    with records.run_record() as record:
+        assert records.records() == [record]
+        assert record.is_alive
+        assert Path(record.volatile).stat().st_mode & 0o077 == 0
+    assert records.records() == []
+    assert not Path(record.volatile).exists()
+    assert Path(record.logs).is_dir(), "logs outlive the run"
+
+
+def test_the_sweep_takes_the_dead_run_and_leaves_the_living() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with records.run_record() as alive:
+        dead = replace(alive, run_id="deadbeef", pid=ended.pid, volatile=alive.volatile + "-dead")
+        Path(dead.volatile).mkdir()
+        records.write(dead)
+        assert [record.run_id for record in records.sweep()] == ["deadbeef"]
+        assert records.records() == [alive]
+        assert Path(alive.volatile).is_dir()
+        assert not Path(dead.volatile).exists()
+
+
+def test_a_pid_that_was_given_to_another_process_is_a_dead_run() -> None:
+    with records.run_record() as record:
+        assert not replace(record, started=record.started - 1).is_alive
+
+
+def test_only_the_newest_logs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "KEPT_LOGS", 2)
+    for _ in range(4):
+        with records.run_record():
+            pass
+    assert len(list((records.state_folder() / "logs").iterdir())) == 2
