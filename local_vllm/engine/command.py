@@ -90,7 +90,7 @@ def serve_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
     if spec.debug:
         ours["VLLM_LOGGING_LEVEL"] = "DEBUG"
     if site.kind == "cpu":
-        ours |= cpu_flags.environment(spec.placement.topology)
+        ours |= cpu_flags.ENVIRONMENT
     quiet = {"VLLM_NO_USAGE_STATS": "1"}
     if not spec.show_stats:
         # The statistics themselves stay on: /metrics is made of them.

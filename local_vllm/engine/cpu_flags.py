@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from local_vllm.plan.topology import Topology
 
+# Lets vLLM's Ray backends count logical GPUs on a machine without any (cpu/plugin.py reads it).
+ENVIRONMENT = {"VLLM_LOCAL_LOGICAL_GPUS": "1"}
 SMALLEST_KV_BYTES = 64 * 2**20
 _BLOCK_TOKENS = 128
 _BYTES_OF_DTYPE = {"float32": 4, "float": 4}
@@ -23,11 +25,6 @@ def flags(wanted: Mapping[str, object], topology: Topology, model_config: Mappin
     if "kv_cache_memory_bytes" not in wanted:
         chosen["kv_cache_memory_bytes"] = max(SMALLEST_KV_BYTES, 2 * sequence_kv_bytes(wanted, topology, model_config))
     return chosen
-
-
-def environment(topology: Topology) -> dict[str, str]:
-    """Variables that let vLLM's Ray backends count logical GPUs on a machine without any."""
-    return {"VLLM_LOCAL_LOGICAL_GPUS": "1"}
 
 
 def sequence_kv_bytes(

@@ -1,4 +1,4 @@
-"""Start a command under the guard program and hold its lifeline: the only place that starts processes."""
+"""Start a command under the guard program and hold its lifeline. Nothing outside this folder starts processes."""
 
 from __future__ import annotations
 

@@ -1,36 +1,25 @@
 """Deletes a run's applications from a cluster that it joined, when the run itself cannot any more.
 
-`python -m local_vllm.runs.janitor ADDRESS NAME...` reads its standard input to the end. A run that cleans up after
-itself writes "done" first; a killed one does not. Serve's controller is detached: without this, applications of a
-killed run would stay on somebody else's cluster.
+`python -m local_vllm.runs.janitor ADDRESS NAME...` is started by the run and waits for its end. Serve's controller is
+detached: without this, the applications of a killed run would stay on somebody else's cluster.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from local_vllm.processes.survivor import owner_was_killed, survivor
 
 
-@contextmanager
-def janitor(ray_address: str, applications: Sequence[str]) -> Iterator[None]:
+def janitor(ray_address: str, applications: Sequence[str]) -> AbstractContextManager[None]:
     """Have the applications deleted if this process dies inside the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "local_vllm.runs.janitor", ray_address, *applications],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        process.communicate(b"done", timeout=10)
+    return survivor("local_vllm.runs.janitor", [ray_address, *applications])
 
 
 def main() -> None:
-    if sys.stdin.buffer.read() == b"done":
+    if not owner_was_killed():
         return
     import ray
     from ray import serve

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import psutil
 
 from local_vllm.cluster import machine
 from local_vllm.config.schema import RunConfig
-from local_vllm.errors import ConfigError, Problem, RunError
+from local_vllm.errors import ClusterError, ConfigError, Problem, RunError
 from local_vllm.runs.engine_specs import local_servers
+
+CONNECT_DEADLINE_S = 5.0
 
 
 def joined_address(config: RunConfig) -> str | None:
@@ -36,6 +39,22 @@ def check_machine(config: RunConfig) -> None:
     if problems:
         raise ConfigError(problems)
     check_port(config.settings.http_host, config.settings.http_port)
+    if address := joined_address(config):
+        check_cluster(address)
+
+
+def check_cluster(address: str) -> None:
+    """Raise ClusterError at once when nobody listens at `host:port`; Ray itself would try for a minute."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_DEADLINE_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} (from ray_address or RAY_ADDRESS): {error.strerror or error}; "
+            "start one there, or leave both unset for a private cluster"
+        ) from error
 
 
 def check_port(host: str, port: int) -> None:

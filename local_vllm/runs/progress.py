@@ -45,7 +45,8 @@ class Progress:
 
     def engine(self, status: EngineStatus) -> None:
         """A step for an engine, from its status."""
-        doing = status.detail.partition("\n")[0] if status.state is EngineState.STARTING else str(status.state)
+        detail = status.detail.partition("\n")[0]
+        doing = {EngineState.STARTING: detail, EngineState.FAILED: f"failed: {detail}"}.get(status.state, str(status.state))
         self.step(status.server, doing, done=status.state is not EngineState.STARTING)
 
     def _table(self) -> Table:

@@ -48,4 +48,5 @@ def converter_settings(settings: ChatSettings) -> ConverterSettings:
         sampling_overrides=settings.sampling_overrides,
         context_overflow=settings.context_overflow,
         hosted_tools=settings.hosted_tools,
+        chat_template_opens_reasoning=settings.chat_template_opens_reasoning,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 import openai
 import pytest
-from conftest import model_server, over
+from servers_under_test import model_server, over
 from stand_in_engine import StandInEngine, engine, serving
 
 from local_vllm.serving.endpoints import NotReady, Ready

@@ -7,7 +7,7 @@ import json
 import aiohttp
 import openai
 import pytest
-from conftest import SECRET, over
+from servers_under_test import SECRET, over
 from stand_in_engine import MODEL, StandInEngine, serving
 
 from local_vllm.config.schema import (

@@ -9,7 +9,7 @@ import time
 import aiohttp
 import openai
 import pytest
-from conftest import model_server, over
+from servers_under_test import model_server, over
 from stand_in_engine import MODEL, StandInEngine, chat_answer, closed_port, serving
 
 from local_vllm.protocol import ConverterSettings

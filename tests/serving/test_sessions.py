@@ -8,7 +8,7 @@ from itertools import islice
 
 import aiohttp
 import pytest
-from conftest import SECRET, model_server, over
+from servers_under_test import SECRET, model_server, over
 from hypothesis import given
 from hypothesis import strategies as st
 from stand_in_engine import MODEL, StandInEngine, engine, serving

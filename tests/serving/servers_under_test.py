@@ -1,0 +1,35 @@
+"""Model servers as the tests build them, over stand-in engines."""
+
+from __future__ import annotations
+
+from stand_in_engine import MODEL, StandInEngine
+
+from local_vllm.protocol import Converter, ConverterSettings
+from local_vllm.serving.aiohttp_transport import AiohttpTransport
+from local_vllm.serving.asgi import Limits
+from local_vllm.serving.client import EngineClient, Timeouts
+from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
+from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.sessions import Sessions
+
+SECRET = b"a secret of this deployment"
+
+
+def model_server(
+    source: EndpointSource,
+    *,
+    name: str = "policy_model",
+    model: str = "my/model",
+    settings: ConverterSettings = ConverterSettings(),
+    limits: Limits = Limits(),
+    timeouts: Timeouts = Timeouts(),
+) -> ModelServer:
+    client = EngineClient(AiohttpTransport(), timeouts)
+    converter = Converter(settings)
+    return ModelServer(
+        name, model, source, converter, client, sessions=Sessions(name, SECRET), limits=limits
+    )
+
+
+def over(*engines: StandInEngine, api_key: str = "EMPTY") -> FixedEndpoints:
+    return FixedEndpoints([engine.base_url for engine in engines], api_key, MODEL)
