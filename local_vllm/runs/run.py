@@ -104,7 +104,6 @@ class Run:
             try:
                 yield engines
             finally:
-                self.progress = Progress(self.console)
                 for follower in followers:
                     follower.cancel()
 
