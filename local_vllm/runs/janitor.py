@@ -1,6 +1,6 @@
 """Deletes a run's applications from a cluster that it joined, when the run itself cannot any more.
 
-`python -m local_vllm.runs.janitor ADDRESS NAME...` is started by the run and waits for its end. Serve's controller is
+`python -m local_vllm.runs.janitor ADDRESS {shut-down|keep} NAME...` is started by the run and waits for its end. Serve's controller is
 detached: without this, the applications of a killed run would stay on somebody else's cluster.
 """
 
@@ -12,21 +12,24 @@ from contextlib import AbstractContextManager
 
 from local_vllm.processes.survivor import owner_was_killed, survivor
 
+SHUT_DOWN = "shut-down"
 
-def janitor(ray_address: str, applications: Sequence[str]) -> AbstractContextManager[None]:
-    """Have the applications deleted if this process dies inside the block."""
-    return survivor("local_vllm.runs.janitor", [ray_address, *applications])
+
+def janitor(ray_address: str, applications: Sequence[str], *, shut_down: bool) -> AbstractContextManager[None]:
+    """Have the applications deleted if this process dies inside the block; Serve too, if it is ours and then empty."""
+    return survivor("local_vllm.runs.janitor", [ray_address, SHUT_DOWN if shut_down else "keep", *applications])
 
 
 def main() -> None:
     if not owner_was_killed():
         return
     import ray
-    from ray import serve
 
-    ray.init(sys.argv[1], log_to_driver=False, configure_logging=False)
-    for name in sys.argv[2:]:
-        serve.delete(name, _blocking=False)
+    from local_vllm.runs.serve_start import remove_applications
+
+    address, then, *names = sys.argv[1:]
+    ray.init(address, log_to_driver=False, configure_logging=False)
+    remove_applications(names, shut_down=then == SHUT_DOWN)
     ray.shutdown()
 
 

@@ -91,6 +91,12 @@ def forget(record: RunRecord) -> None:
     _path(record.run_id).unlink(missing_ok=True)
 
 
+def keep_serve_logs(record: RunRecord) -> None:
+    """Copy what Ray Serve logged on this machine to the logs that stay: for when it is what failed."""
+    for folder in Path(record.volatile).glob("ray/session_*/logs/serve"):
+        shutil.copytree(folder, Path(record.logs) / "serve", dirs_exist_ok=True, ignore_dangling_symlinks=True)
+
+
 def records() -> list[RunRecord]:
     """The records of all runs of this user on this machine, living and dead."""
     found = []

@@ -26,7 +26,7 @@ from local_vllm.runs.engine_specs import engine_specs, topologies
 from local_vllm.runs.janitor import janitor
 from local_vllm.runs.preflight import check_machine
 from local_vllm.runs.progress import Progress
-from local_vllm.runs.record import RunRecord, run_record
+from local_vllm.runs.record import RunRecord, keep_serve_logs, run_record
 from local_vllm.runs.signals import StopSignals
 from local_vllm.runs.table import servers_table
 from local_vllm.runs.threads import in_thread
@@ -116,11 +116,12 @@ class Run:
     async def _applications(self, deployment) -> AsyncIterator[None]:
         from ray import serve
 
-        from local_vllm.runs.serve_start import remove_applications, start_serve
+        from local_vllm.runs.serve_start import is_serve_running, remove_applications, start_serve
 
         names = deployment.application_names
         joined = self.cluster.guard is None
-        with janitor(self.cluster.address, names) if joined else contextlib.nullcontext():
+        ours = not joined or not is_serve_running()
+        with janitor(self.cluster.address, names, shut_down=ours) if joined else contextlib.nullcontext():
             self.progress.step("Ray Serve", "starting")
             await in_thread(lambda: start_serve(self.config.settings, names, joined, Path(self.record.volatile)))
             await in_thread(lambda: serve.run_many(deployment.targets(), wait_for_applications_running=False))
@@ -128,7 +129,7 @@ class Run:
                 yield
             finally:
                 if joined:
-                    await in_thread(lambda: remove_applications(names))
+                    await in_thread(lambda: remove_applications(names, shut_down=ours))
 
     async def _until_ready(self, engines: Sequence) -> None:
         from local_vllm.engine.owned import first_failure
@@ -152,10 +153,14 @@ class Run:
         from local_vllm.serving.deploy import not_running
 
         deadline = time.monotonic() + SERVE_DEADLINE_S
-        while waiting := await in_thread(lambda: not_running(self.record.applications)):
-            if time.monotonic() > deadline:
-                raise ClusterError(f"Ray Serve did not bring up {waiting} within {SERVE_DEADLINE_S:.0f} s")
-            await asyncio.sleep(0.2)
+        try:
+            while waiting := await in_thread(lambda: not_running(self.record.applications)):
+                if time.monotonic() > deadline:
+                    raise ClusterError(f"Ray Serve did not bring up {waiting} within {SERVE_DEADLINE_S:.0f} s")
+                await asyncio.sleep(0.2)
+        except ClusterError:
+            keep_serve_logs(self.record)
+            raise
         await self._until_health_is(200, 503)
         self.progress.step("Ray Serve", f"answers at {self._url()}", done=True)
 

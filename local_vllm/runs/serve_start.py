@@ -23,7 +23,7 @@ def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, vo
     Raises:
         RunError: another run's applications have our names.
     """
-    if joined and _is_running():
+    if joined and is_serve_running():
         taken = sorted(set(names) & serve.status().applications.keys())
         if taken:
             raise RunError(f"another run on this cluster serves {', '.join(taken)}; stop it, or rename the servers")
@@ -39,15 +39,16 @@ def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, vo
     serve.start(http_options=options, controller_options={"runtime_env": {"env_vars": variables}})
 
 
-def remove_applications(names: Sequence[str]) -> None:
-    """Take our applications away, and Serve itself when nobody else uses it."""
+def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:
+    """Take our applications away; with `shut_down`, Serve itself too when nobody else uses it."""
     known = serve.status().applications.keys()
     for name in names:
         if name in known:
             serve.delete(name, _blocking=False)
-    if not known - set(names):
+    if shut_down and not known - set(names):
         serve.shutdown()
 
 
-def _is_running() -> bool:
+def is_serve_running() -> bool:
+    """Whether somebody has started Serve on this cluster."""
     return any(actor == _CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))

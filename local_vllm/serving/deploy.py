@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 
 from local_vllm.config.schema import (
     LocalVLLMModelProxySettings,
@@ -19,6 +20,7 @@ from local_vllm.config.schema import (
     ServerConfig,
     VLLMModelSettings,
 )
+from local_vllm.errors import ClusterError
 from local_vllm.serving.engine_endpoints import EngineEndpoints
 from local_vllm.serving.gateway import Gateway
 from local_vllm.serving.local_vllm_model import LocalVLLMModel
@@ -105,11 +107,20 @@ def _target(name: str, route: str, make: Callable[[], object], replicas: int) ->
 
 
 def not_running(names: Sequence[str]) -> dict[str, str]:
-    """Those of our applications that do not run yet, and what Serve says of each."""
+    """Those of our applications that do not run yet, and what Serve says of each.
+
+    Raises:
+        ClusterError: Serve has given one of them up.
+    """
     known = serve.status().applications
-    waiting = {}
+    waiting = {name: _told(known[name]) if name in known else "not there yet" for name in names}
     for name in names:
-        application = known.get(name)
-        if application is None or application.status != "RUNNING":
-            waiting[name] = application.message if application is not None else "not there yet"
-    return waiting
+        if name in known and known[name].status == "DEPLOY_FAILED":
+            raise ClusterError(f"Ray Serve has given {name} up: {waiting[name]}")
+    return {name: told for name, told in waiting.items() if name not in known or known[name].status != "RUNNING"}
+
+
+def _told(application: ApplicationStatusOverview) -> str:
+    """What Serve says of an application, and of its deployments, where the reason stands."""
+    messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    return " ".join(filter(None, messages)) or str(application.status)
