@@ -42,6 +42,8 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int) -> dict[st
         # Two clusters on one machine would both begin at 30000.
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + 500),
+        # A machine that is busy with an engine's start may need more than three attempts at a replica.
+        "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "20",
         # Stopping replicas would otherwise sleep for half a minute.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
@@ -55,4 +57,6 @@ def ray_environment(token_path: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's workers give way to everything else (nice 15); ours answer requests.
+        "RAY_worker_niceness": "0",
     }

@@ -31,7 +31,7 @@ from local_vllm.runs.signals import StopSignals
 from local_vllm.runs.table import servers_table
 from local_vllm.runs.threads import in_thread
 
-SERVE_DEADLINE_S = 120.0
+SERVE_DEADLINE_S = 300.0
 DRAIN_DEADLINE_S = 300.0
 SAY_AGAIN_S = 5.0
 
