@@ -11,7 +11,7 @@ _PHASES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     for phase, pattern in (
         ("warming up", r"warming up|warmup|kernel_warmup|starting vllm (api )?server"),
         ("capturing CUDA graphs", r"capturing (cuda )?graphs?|graph capturing"),
-        ("compiling", r"torch\.compile|compiling|dynamo bytecode|inductor"),
+        ("compiling", r"compiling a graph|start compiling|dynamo bytecode|torch\.compile (takes|took)"),
         ("sizing the KV cache", r"kv cache size|available kv cache|memory profiling"),
         ("loading weights", r"loading (model )?weights|loading safetensors|starting to load model|loading drafter"),
         ("downloading weights", r"downloading|fetching \d+ files|time spent downloading"),

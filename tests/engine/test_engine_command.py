@@ -123,6 +123,7 @@ def test_a_cpu_engine_has_memory_for_a_sequence_of_the_longest_length() -> None:
         ("INFO Creating placement groups for data parallel", "starting workers"),
         ("INFO Available KV cache memory: 20.5 GiB", "sizing the KV cache"),
         ("INFO Graph capturing finished in 20 secs", "capturing CUDA graphs"),
+        ("INFO Enforce eager set, disabling torch.compile and CUDAGraphs", None),
         ("INFO: nothing of interest", None),
     ],
 )
