@@ -108,7 +108,9 @@ class NgRun:
         return int(free), int(groups)
 
     def segments(self) -> set[str]:
-        return tree.shared_memory_names() - self.segments_before
+        """Shared memory that is new and that no living process maps (another run beside this one has its own)."""
+        new = tree.shared_memory_names() - self.segments_before
+        return new - tree.mapped_shared_memory(psutil.pids()) if new else new
 
     def leftovers(self) -> list[str]:
         """What a run that is over has left: processes, shared memory, its folder, its record."""

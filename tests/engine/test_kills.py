@@ -109,6 +109,16 @@ def test_a_second_signal_stops_a_starting_run_at_once_and_leaves_nothing(tmp_pat
     assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()
 
 
+def test_an_engine_that_is_killed_while_starting_is_reported_within_5_s(tmp_path: Path) -> None:
+    run = NgRun([], tmp_path)
+    assert until(lambda: run.named("vllm.entrypoints") and "policy_model: starting Python" in run.text(), 90)
+    time.sleep(3)
+    next(p for p in run.named("vllm.entrypoints") if "guard" not in command_line(p)).kill()
+    assert until(lambda: "policy_model: failed: vLLM ended with status 137" in run.text(), 5), run.text()
+    assert run.process.wait(30) == 1
+    assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()
+
+
 def test_an_engine_that_dies_while_starting_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     words = ["++policy_model.local_vllm_model.vllm_serve_kwargs.tool_call_parser=no-such-parser"]
     run = NgRun(words, tmp_path)

@@ -28,6 +28,14 @@ TOPOLOGIES = {
     "TP=8": {"tensor_parallel_size": 8},
 }
 
+# One of them without vLLM's reasoning parser: the reasoning is then found in the text.
+WITHOUT_REASONING_PARSER = {
+    "TP=2": [
+        f"{SETTINGS}.vllm_serve_kwargs.reasoning_parser=null",
+        f"{SETTINGS}.vllm_serve_kwargs.default_chat_template_kwargs={{plain_answers: true}}",
+    ]
+}
+
 TWO_INSTANCES = """
 {name}:
   responses_api_models:
@@ -103,7 +111,7 @@ def engine_url(run: NgRun, server: str) -> str:
 def test_an_engine_of_each_topology_answers_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     sizes = [f"{SETTINGS}.vllm_serve_kwargs.{size}={value}" for size, value in TOPOLOGIES[name].items()]
     training = [f"{SETTINGS}.return_token_id_information=true", f"{SETTINGS}.api_key={KEY}"]
-    with running(tmp_path, *sizes, *training) as run:
+    with running(tmp_path, *sizes, *training, *WITHOUT_REASONING_PARSER.get(name, [])) as run:
         client = run.client()
         check_text(client)
         check_tool_call(client)
