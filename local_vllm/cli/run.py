@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
     from local_vllm.runs.run import Run
 
     # A log file has no width of its own, and a table folded to 80 columns cannot be read.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     for notice in config.notices:
         console.print(f"Note: {notice}", soft_wrap=True)
     try:

@@ -19,10 +19,9 @@ PORT_RANGES = (range(20000, 30000), range(31001, 32768))
 
 
 def gpu_count() -> int:
-    """How many GPUs the drivers show (NVIDIA or AMD), whether or not this process may use them."""
-    nvidia = Path("/proc/driver/nvidia/gpus")
-    if nvidia.is_dir():
-        return len(list(nvidia.iterdir()))
+    """How many GPUs (NVIDIA or AMD) have a device here: in a container, those that it was given."""
+    if devices := [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]:
+        return len(devices)
     amd = Path("/sys/class/kfd/kfd/topology/nodes")
     if amd.is_dir():
         return sum(_simd_count(node) > 0 for node in amd.iterdir())

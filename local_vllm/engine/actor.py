@@ -57,6 +57,7 @@ class EngineHost:
 
     async def launch(self) -> None:
         """Begin the engine's life; returns at once."""
+        self._begun = time.monotonic()
         self._life = asyncio.create_task(self._live())
 
     async def status(self) -> EngineStatus:
@@ -71,10 +72,6 @@ class EngineHost:
                     self._changed.wait_for(lambda: self._status.version > seen_version), timeout=wait_s
                 )
         return await self.status()
-
-    async def run_id(self) -> str:
-        """The run that owns this engine."""
-        return self.spec.run_id
 
     async def requests_in_flight(self) -> int:
         """Requests that vLLM runs or holds in its queue now; 0 when it does not answer."""
@@ -146,6 +143,7 @@ class EngineHost:
         hidden = self._scratch / "ray_non_carry_over_env_vars.json"
         hidden.write_text(json.dumps(command.SECRET_VARIABLES))
         self._port = site.port
+        self._launched = time.monotonic()
         self._log = LogReader(self.spec.log_path)
         self._guard = Guarded(
             command.serve_command(self.spec, site),
@@ -159,7 +157,7 @@ class EngineHost:
             while not await self._answers(session):
                 if (status := self._guard.poll()) is not None:
                     raise EngineStartError(self._why(f"vLLM ended with status {status} while it was {self._log.phase}"))
-                if time.monotonic() - self._begun > self.spec.start_timeout_s:
+                if time.monotonic() - self._launched > self.spec.start_timeout_s:
                     waited = f"vLLM did not answer within {self.spec.start_timeout_s:.0f} s (start_timeout_s)"
                     raise EngineStartError(self._why(f"{waited}; it was {self._log.phase}"))
                 await self._tell(self._log.update())

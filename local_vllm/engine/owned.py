@@ -17,6 +17,7 @@ from local_vllm.engine.spec import NAMESPACE, EngineSpec, EngineState, EngineSta
 from local_vllm.errors import EngineStartError, RunError
 
 STOP_DEADLINE_S = 25.0
+LOOK_AGAIN_S = 0.5
 # Replicas and the run itself each keep one call open to learn of changes.
 CONCURRENT_CALLS = 1000
 
@@ -51,14 +52,18 @@ class OwnedEngine:
         while not self.status.state.is_over:
             try:
                 seen = await self.actor.watch.remote(self.status.version)
-            except ray.exceptions.RayActorError:
-                seen = self._dead("the process that hosts the engine died")
+            except ray.exceptions.ActorUnavailableError:
+                await asyncio.sleep(LOOK_AGAIN_S)
+                continue
+            except ray.exceptions.RayError as error:
+                seen = self.dead(f"the process that hosts the engine is gone ({type(error).__name__})")
             if seen.version != self.status.version:
                 self.status = seen
                 tell(seen)
         return self.status
 
-    def _dead(self, why: str) -> EngineStatus:
+    def dead(self, why: str) -> EngineStatus:
+        """The status of an engine that cannot speak for itself any more."""
         return EngineStatus(
             version=self.status.version + 1,
             server=self.spec.server,
@@ -81,7 +86,8 @@ class OwnedEngine:
         """End the engine; whatever does not end in time goes with its actor."""
         with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
             await asyncio.wait_for(_ask(self.actor.stop), STOP_DEADLINE_S)
-        ray.kill(self.actor)
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self.actor)
 
 
 async def _ask(method):
@@ -105,10 +111,19 @@ async def owned_engines(specs: Sequence[EngineSpec]) -> AsyncIterator[list[Owned
     finally:
         if launching is not None:
             launching.cancel()
-        await asyncio.gather(*(engine.stop() for engine in engines))
+        await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
 
 
 async def _launch_in_order(engines: Sequence[OwnedEngine]) -> None:
+    try:
+        await _launch_one_by_one(engines)
+    except Exception as error:  # noqa: BLE001 (nobody waits for this task: the engines tell)
+        for engine in engines:
+            if engine.status.version == 0:
+                engine.status = engine.dead(f"it could not be launched: {type(error).__name__}: {error}")
+
+
+async def _launch_one_by_one(engines: Sequence[OwnedEngine]) -> None:
     in_order = sorted(engines, key=lambda engine: engine.spec.placement.launch_order)
     free = read_cluster().gpus_free
     for engine in in_order:
@@ -120,10 +135,10 @@ async def _launch_in_order(engines: Sequence[OwnedEngine]) -> None:
 
 async def _until_taken(engine: OwnedEngine, free_after: int) -> None:
     deadline = time.monotonic() + engine.spec.start_timeout_s
-    while not engine.status.state.is_over and time.monotonic() < deadline:
+    while engine.status.state is EngineState.STARTING and time.monotonic() < deadline:
         if (await asyncio.to_thread(read_cluster)).gpus_free <= free_after:
             return
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 def first_failure(engines: Sequence[OwnedEngine]) -> EngineStartError | None:

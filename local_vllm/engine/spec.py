@@ -41,7 +41,7 @@ class EngineSpec:
         hf_token: token for the Hub, if there is one.
         show_stats: let vLLM write its statistics to the log.
         debug: let vLLM log at debug level.
-        start_timeout_s: deadline from launch to the first answer.
+        start_timeout_s: deadline from the start of `vllm serve`, its weights on disk, to its first answer.
         log_path: file on the engine's node for what vLLM prints.
     """
 

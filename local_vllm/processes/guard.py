@@ -9,6 +9,7 @@ Standard library only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -56,7 +57,9 @@ class Guard:
         return 128 - self.status if self.status is not None and self.status < 0 else self.status or 0
 
     def _ask_to_stop(self) -> None:
-        self.child.terminate()
+        # Not Popen's own method: it may collect the child's status, which is then lost to `tree.reap`.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child.pid, signal.SIGTERM)
         deadline = time.monotonic() + self.grace_s
         while self.status is None and time.monotonic() < deadline:
             self._wait(0.1)

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 # What the survivor reads when its owner has cleaned up by itself; after a killed owner it reads nothing.
 ALL_DONE = b"done"
 EXIT_DEADLINE_S = 10.0
 
 
-@contextmanager
-def survivor(module: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Run `python -m module arguments` beside the block, in a session of its own, and dismiss it after."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        process.communicate(ALL_DONE, timeout=EXIT_DEADLINE_S)
+class Survivor:
+    """`python -m module arguments` beside this process, in a session of its own, until it is dismissed."""
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def dismiss(self) -> None:
+        """Everything has been cleaned up: the survivor has nothing to do. Without this call it does its work."""
+        self._process.communicate(ALL_DONE, timeout=EXIT_DEADLINE_S)
 
 
 def owner_was_killed() -> bool:

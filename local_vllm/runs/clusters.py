@@ -57,8 +57,8 @@ async def _connected(address: str) -> AsyncIterator[None]:
 
     try:
         ray.init(address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        raise ClusterError(f"no Ray cluster answers at {address} (ray_address, or RAY_ADDRESS): {error}") from error
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"the Ray cluster at {address} cannot be joined: {error}") from error
     try:
         yield
     finally:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
-from local_vllm.processes.survivor import owner_was_killed, survivor
+from local_vllm.processes.survivor import Survivor, owner_was_killed
 
 SHUT_DOWN = "shut-down"
 
 
-def janitor(ray_address: str, applications: Sequence[str], *, shut_down: bool) -> AbstractContextManager[None]:
-    """Have the applications deleted if this process dies inside the block; Serve too, if it is ours and then empty."""
-    return survivor("local_vllm.runs.janitor", [ray_address, SHUT_DOWN if shut_down else "keep", *applications])
+def janitor(ray_address: str, applications: Sequence[str], *, shut_down: bool) -> Survivor:
+    """Have the applications deleted when this process ends undismissed; Serve too, if it is ours and then empty."""
+    return Survivor("local_vllm.runs.janitor", [ray_address, SHUT_DOWN if shut_down else "keep", *applications])
 
 
 def main() -> None:

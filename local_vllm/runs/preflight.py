@@ -38,9 +38,10 @@ def check_machine(config: RunConfig) -> None:
         problems.append(Problem("logical_gpus", "is for a private cluster; the one to be joined has its own GPUs"))
     if problems:
         raise ConfigError(problems)
-    check_port(config.settings.http_host, config.settings.http_port)
     if address := joined_address(config):
         check_cluster(address)
+    else:
+        check_port(config.settings.http_host, config.settings.http_port)
 
 
 def check_cluster(address: str) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 from local_vllm.engine.spec import EngineState, EngineStatus
 
@@ -52,6 +53,6 @@ class Progress:
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for name, (doing, begun, ended) in self._steps.items():
-            mark = Spinner("dots") if ended is None else "[green]✓[/]"
+            mark = Spinner("dots") if ended is None else Text("✓", style="green")
             table.add_row(mark, name, doing, f"{(ended or time.monotonic()) - begun:5.1f} s")
         return table

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ class RunRecord:
         url: where the gateway is.
         ray_address: the cluster; private_cluster tells whether it is the run's own.
         applications: names in Ray Serve.
-        engine_logs: log file of each engine.
+        host: the machine of the run; homes are shared, processes are not.
     """
 
     run_id: str
@@ -45,7 +46,7 @@ class RunRecord:
     ray_address: str = ""
     private_cluster: bool = True
     applications: tuple[str, ...] = ()
-    engine_logs: dict[str, str] = field(default_factory=dict)
+    host: str = field(default_factory=socket.gethostname)
 
     @property
     def is_alive(self) -> bool:
@@ -108,8 +109,8 @@ def records() -> list[RunRecord]:
 
 
 def sweep() -> list[RunRecord]:
-    """Clean up after runs that were killed, and only after them; says which they were."""
-    dead = [record for record in records() if not record.is_alive]
+    """Clean up after runs that were killed on this machine, and only after them; says which they were."""
+    dead = [record for record in records() if record.host == socket.gethostname() and not record.is_alive]
     for record in dead:
         forget(record)
     return dead
@@ -120,6 +121,7 @@ def _path(run_id: str) -> Path:
 
 
 def _drop_old_logs() -> None:
-    folders = sorted((state_folder() / "logs").iterdir())
+    in_use = {record.logs for record in records()}
+    folders = sorted(folder for folder in (state_folder() / "logs").iterdir() if str(folder) not in in_use)
     for folder in folders[:-KEPT_LOGS]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ from local_vllm.runs import record as records
 from local_vllm.runs.clusters import RunCluster, run_cluster
 from local_vllm.runs.engine_specs import engine_specs, topologies
 from local_vllm.runs.janitor import janitor
-from local_vllm.runs.preflight import check_machine
+from local_vllm.runs.preflight import check_machine, joined_address
 from local_vllm.runs.progress import Progress
 from local_vllm.runs.record import RunRecord, keep_serve_logs, run_record
 from local_vllm.runs.signals import StopSignals
@@ -34,6 +34,7 @@ from local_vllm.runs.threads import in_thread
 SERVE_DEADLINE_S = 300.0
 DRAIN_DEADLINE_S = 300.0
 SAY_AGAIN_S = 5.0
+LOOK_AGAIN_S = 0.1
 
 
 class Run:
@@ -45,6 +46,7 @@ class Run:
         self.progress = Progress(console)
         self.cluster: RunCluster | None = None
         self.record: RunRecord | None = None
+        self._unwinding = False
         self.signals = StopSignals(first=self._stop, second=self._stop_at_once)
 
     async def serve(self) -> None:
@@ -69,18 +71,24 @@ class Run:
             self.console.print(f"Cleaned up after run {dead.run_id}, which was killed.")
         async with AsyncExitStack() as stack:
             self.record = stack.enter_context(run_record())
-            with self.progress.shown():
-                engines = await self._bring_up(stack)
-            self.console.print(servers_table(self.config, engines, self._url()))
-            self.console.print(f"Logs: {self.record.logs}    Stop: Ctrl-C", soft_wrap=True)
             try:
-                await self._until_all_engines_ended(engines)
-            except asyncio.CancelledError:
-                await self._drain(engines)
-                raise
+                await self._come_up_and_stay(stack)
+            finally:
+                self._unwinding = True
+
+    async def _come_up_and_stay(self, stack: AsyncExitStack) -> None:
+        with self.progress.shown():
+            engines = await self._bring_up(stack)
+        self.console.print(servers_table(self.config, engines, self._url()))
+        self.console.print(f"Logs: {self.record.logs}    Stop: Ctrl-C", soft_wrap=True)
+        try:
+            await self._until_all_engines_ended(engines)
+        except asyncio.CancelledError:
+            await self._drain(engines)
+            raise
 
     async def _bring_up(self, stack: AsyncExitStack) -> list:
-        self.progress.step("Ray", "starting" if not os.environ.get("RAY_ADDRESS") else "joining")
+        self.progress.step("Ray", "joining" if joined_address(self.config) else "starting")
         self.cluster = await stack.enter_async_context(run_cluster(self.config, self.record))
         self.signals.install()
         self.progress.step("Ray", f"up at {self.cluster.address}", done=True)
@@ -114,39 +122,62 @@ class Run:
 
     @asynccontextmanager
     async def _applications(self, deployment) -> AsyncIterator[None]:
-        from ray import serve
-
-        from local_vllm.runs.serve_start import is_serve_running, remove_applications, start_serve
+        from local_vllm.runs.serve_start import is_serve_running, remove_applications
 
         names = deployment.application_names
+        if self.cluster.guard is not None:
+            await self._start_serve(names)
+            await self._deploy(deployment)
+            yield
+            return
+        ours, claimed = not is_serve_running(), False
+        watching = janitor(self.cluster.address, names, shut_down=ours)
+        try:
+            await self._start_serve(names)
+            claimed = True
+            await self._deploy(deployment)
+            yield
+        finally:
+            if claimed or ours:
+                await in_thread(lambda: remove_applications(names, shut_down=ours))
+            watching.dismiss()
+
+    async def _start_serve(self, names: Sequence[str]) -> None:
+        from local_vllm.runs.serve_start import start_serve
+
         joined = self.cluster.guard is None
-        ours = not joined or not is_serve_running()
-        with janitor(self.cluster.address, names, shut_down=ours) if joined else contextlib.nullcontext():
-            self.progress.step("Ray Serve", "starting")
-            await in_thread(lambda: start_serve(self.config.settings, names, joined, Path(self.record.volatile)))
-            await in_thread(lambda: serve.run_many(deployment.targets(), wait_for_applications_running=False))
-            try:
-                yield
-            finally:
-                if joined:
-                    await in_thread(lambda: remove_applications(names, shut_down=ours))
+        self.progress.step("Ray Serve", "starting")
+        await in_thread(lambda: start_serve(self.config.settings, names, joined, Path(self.record.volatile)))
+
+    async def _deploy(self, deployment) -> None:
+        from ray import serve
+
+        await in_thread(lambda: serve.run_many(deployment.targets(), wait_for_applications_running=False))
 
     async def _until_ready(self, engines: Sequence) -> None:
         from local_vllm.engine.owned import first_failure
         from local_vllm.engine.spec import EngineState
 
         serve_ready = asyncio.create_task(self._until_serve_answers())
+        all_ready: asyncio.Task[None] | None = None
         try:
             while not (serve_ready.done() and all(e.status.state is EngineState.HEALTHY for e in engines)):
                 if failure := first_failure(engines):
                     raise failure
                 if serve_ready.done():
                     serve_ready.result()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(LOOK_AGAIN_S)
             serve_ready.result()
-            await self._until_health_is(200)
+            all_ready = asyncio.create_task(self._until_health_is(200))
+            while not all_ready.done():
+                if failure := first_failure(engines):
+                    raise failure
+                await asyncio.sleep(LOOK_AGAIN_S)
+            all_ready.result()
         finally:
             serve_ready.cancel()
+            if all_ready is not None:
+                all_ready.cancel()
 
     async def _until_serve_answers(self) -> None:
         """Every application runs, and the gateway answers; 503 is an answer while the engines start."""
@@ -199,11 +230,11 @@ class Run:
         deadline, said_at = time.monotonic() + DRAIN_DEADLINE_S, 0.0
         while in_flight := sum(await asyncio.gather(*(engine.requests_in_flight() for engine in engines))):
             if time.monotonic() > deadline:
-                self.console.print(f"{in_flight} requests did not end within {DRAIN_DEADLINE_S:.0f} s; they are cut off.")
+                self.console.print(f"Cut off after {DRAIN_DEADLINE_S:.0f} s: {in_flight} in flight.")
                 return
             if time.monotonic() - said_at > SAY_AGAIN_S:
                 said_at = time.monotonic()
-                self.console.print(f"Waiting for {in_flight} requests in flight; Ctrl-C again stops at once.")
+                self.console.print(f"Waiting for requests in flight: {in_flight}. Ctrl-C again stops at once.")
             await asyncio.sleep(0.25)
 
     def _note(self, applications: Sequence[str]) -> None:
@@ -222,13 +253,16 @@ class Run:
         return f"http://{host}:{settings.http_port}"
 
     def _stop(self) -> None:
-        self._task.cancel()
+        if self._unwinding:
+            self.console.print("Already stopping; once more stops at once.")
+        else:
+            self._task.cancel()
 
     def _stop_at_once(self) -> None:
         """The private cluster's guard ends every process; nothing else of ours outlives this one."""
+        # Before the cluster is up its guard ends with this process, and the next run sweeps up after it.
         if self.cluster is not None and self.cluster.guard is not None:
             self.cluster.guard.close(at_once=True)
-        if self.record is not None:
             records.forget(self.record)
         self.console.print("Stopped at once.")
         os._exit(0)

@@ -34,4 +34,4 @@ async def entered_in_thread(context: AbstractContextManager[T]) -> AsyncIterator
     try:
         yield value
     finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
+        await in_thread(lambda: context.__exit__(None, None, None))

@@ -43,7 +43,7 @@ class EngineEndpoints:
                 await self._follow(ray.get_actor(actor_name(self._server), NAMESPACE))
             except ValueError:  # no actor has that name (yet, or any more)
                 pass
-            except ray.exceptions.RayError as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is: this task has to go on)
                 logger.warning("%s: its engine is gone: %s", self._server, type(error).__name__)
                 self._state = NotReady("down", f"{self._server}: the engine is gone")
             await asyncio.sleep(LOOK_AGAIN_S)
