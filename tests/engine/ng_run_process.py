@@ -119,11 +119,11 @@ class NgRun:
         left += [str(path) for path in (self.state / "local_vllm" / "runs").glob("*.json")]
         return left
 
-    def stop(self, sig: int = signal.SIGINT) -> int:
+    def stop(self, sig: int = signal.SIGINT, deadline_s: float = 40) -> int:
         """Ask the run to stop; its exit status."""
         self.processes()
         self.process.send_signal(sig)
-        return self.process.wait(40)
+        return self.process.wait(deadline_s)
 
 
 def lives(process: psutil.Process) -> bool:

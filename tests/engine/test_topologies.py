@@ -147,7 +147,7 @@ def test_two_instances_of_tp_4_share_one_8_gpu_node(tmp_path: Path) -> None:
             check_token_ids(client, engine_url(run, name))
         answer = ask_in_background(run.client("left"), "REPEAT:100")
         time.sleep(1)
-        assert run.stop(signal.SIGTERM) == 0
-        assert len(answer.result(0).output_text.split()) == 100, "a request in flight is waited for"
+        assert run.stop(signal.SIGTERM, deadline_s=150) == 0
+        assert len(answer.result(5).output_text.split()) == 100, "a request in flight is waited for"
         assert "Waiting for requests in flight: 1" in run.text()
         assert run.leftovers() == []
