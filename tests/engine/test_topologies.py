@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from ng_run_process import KEY, NgRun, running
 from openai import OpenAI
-from openai.types.responses import Response
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -104,14 +101,6 @@ def check_token_ids(client: OpenAI, engine_url: str) -> None:
     assert len(item.generation_log_probs) == len(item.generation_token_ids) > 0
 
 
-def ask_in_background(client: OpenAI, text: str) -> Future[Response]:
-    with_thread = ThreadPoolExecutor(max_workers=1)
-    try:
-        return with_thread.submit(client.responses.create, model="local-vllm-default", input=text)
-    finally:
-        with_thread.shutdown(wait=False)
-
-
 def engine_url(run: NgRun, server: str) -> str:
     config = run.client(server)._client.get(f"{run.url}/{server}/get_inner_vllm_config").json()
     assert config["api_key"] == "***", "the engine's key is not shown"
@@ -145,9 +134,5 @@ def test_two_instances_of_tp_4_share_one_8_gpu_node(tmp_path: Path) -> None:
             check_tool_call(client)
             check_reasoning(client)
             check_token_ids(client, engine_url(run, name))
-        answer = ask_in_background(run.client("left"), "REPEAT:100")
-        time.sleep(1)
-        assert run.stop(signal.SIGTERM, deadline_s=150) == 0
-        assert len(answer.result(5).output_text.split()) == 100, "a request in flight is waited for"
-        assert "Waiting for requests in flight: 1" in run.text()
+        assert run.stop(signal.SIGTERM) == 0
         assert run.leftovers() == []
