@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -12,9 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from local_vllm.plan.cluster import Cluster
+from local_vllm.plan.placement import Placement
 from local_vllm.processes.tree import start_time
 
 # Logs of ended runs that are kept.
@@ -22,8 +25,35 @@ KEPT_LOGS = 20
 
 
 @dataclass(frozen=True, slots=True)
+class ServerRecord:
+    """One model server of a run.
+
+    Attributes:
+        name, implementation, model: as in the configuration.
+        url: where it answers, ending in /v1.
+        state: that of its engine ("starting", "healthy", ...); empty where the engine is not the run's.
+        detail: what the engine is doing while it starts, or why it failed.
+        engine_url: where the engine answers; empty until it does.
+        node_address: the node of the engine's process, as Ray knows it.
+        log_path: the engine's log, on that node.
+        placement: its plan; None without an engine of ours.
+    """
+
+    name: str
+    implementation: str
+    model: str
+    url: str
+    state: str = ""
+    detail: str = ""
+    engine_url: str = ""
+    node_address: str = ""
+    log_path: str = ""
+    placement: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run.
+    """One run. Holds no secret.
 
     Attributes:
         run_id: eight characters, unique on this machine.
@@ -32,7 +62,10 @@ class RunRecord:
         logs: folder with the logs of Ray and of each engine, which stays.
         url: where the gateway is.
         ray_address: the cluster; private_cluster tells whether it is the run's own.
+        serve_is_ours: Serve on that cluster was started by a run of ours, so the last one out ends it.
         applications: names in Ray Serve.
+        servers: the model servers, in config order.
+        cluster: its nodes as they were read when the servers had been placed, with the GPUs left free.
         host: the machine of the run; homes are shared, processes are not.
     """
 
@@ -45,12 +78,23 @@ class RunRecord:
     url: str = ""
     ray_address: str = ""
     private_cluster: bool = True
+    serve_is_ours: bool = True
     applications: tuple[str, ...] = ()
+    servers: tuple[ServerRecord, ...] = ()
+    cluster: Cluster | None = None
     host: str = field(default_factory=socket.gethostname)
 
     @property
     def is_alive(self) -> bool:
         return start_time(self.pid) == self.started
+
+    @property
+    def title(self) -> str:
+        """How a person is told of it."""
+        return f"run {self.run_id} (pid {self.pid} on {self.host})"
+
+
+_RECORD = TypeAdapter(RunRecord)
 
 
 def state_folder() -> Path:
@@ -82,7 +126,7 @@ def write(record: RunRecord) -> None:
     path = _path(record.run_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(asdict(record), indent=1))
+    new.write_bytes(_RECORD.dump_json(record, indent=1))
     new.replace(path)
 
 
@@ -102,9 +146,8 @@ def records() -> list[RunRecord]:
     """The records of all runs of this user on this machine, living and dead."""
     found = []
     for path in sorted((state_folder() / "runs").glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            values = json.loads(path.read_text())
-            found.append(RunRecord(**values | {"applications": tuple(values["applications"])}))
+        with contextlib.suppress(OSError, ValidationError):
+            found.append(_RECORD.validate_json(path.read_bytes()))
     return found
 
 

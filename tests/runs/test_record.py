@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from local_vllm.plan.cluster import Cluster, Holding, Node
+from local_vllm.plan.placement import plan_placements
+from local_vllm.plan.topology import PackStrategy, Topology
 from local_vllm.runs import record as records
 
 
@@ -25,6 +28,16 @@ def test_a_record_is_there_while_its_run_lives_and_then_gone_with_its_folder() -
     assert records.records() == []
     assert not Path(record.volatile).exists()
     assert Path(record.logs).is_dir(), "logs outlive the run"
+
+
+def test_a_record_comes_back_from_disk_with_its_servers_and_the_nodes_they_are_on() -> None:
+    nodes = (Node("n1", "10.0.0.7", 8, 6, 64, 64.5, "H200", (("zone", "a"),), (Holding("run 1", 2),)), Node("n2", "b", 8, 8, 9, 9))
+    (placement,) = plan_placements(Cluster(nodes), [Topology("m", 2, 3, 2, PackStrategy.STRICT)])
+    with records.run_record() as record:
+        server = records.ServerRecord("m", "local_vllm_model", "org/m", "http://h/m/v1", "healthy", placement=placement)
+        full = replace(record, applications=("m", "gateway"), servers=(server,), cluster=Cluster(nodes))
+        records.write(full)
+        assert records.records() == [full]
 
 
 def test_the_sweep_takes_the_dead_run_and_leaves_the_living() -> None:
