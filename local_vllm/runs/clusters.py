@@ -36,7 +36,7 @@ async def run_cluster(config: RunConfig, record: RunRecord) -> AsyncIterator[Run
     """Start or join, connect this process, and undo both on the way out."""
     address = joined_address(config)
     if address is not None:
-        async with _connected(address):
+        async with connected(address):
             yield RunCluster(address, None)
         return
     starting = private_cluster(
@@ -47,12 +47,13 @@ async def run_cluster(config: RunConfig, record: RunRecord) -> AsyncIterator[Run
     )
     async with entered_in_thread(starting) as private:
         os.environ.update(private.environment)
-        async with _connected(private.address):
+        async with connected(private.address):
             yield RunCluster(private.address, private.guard)
 
 
 @asynccontextmanager
-async def _connected(address: str) -> AsyncIterator[None]:
+async def connected(address: str) -> AsyncIterator[None]:
+    """This process as a driver of the cluster there. Raises ClusterError when it cannot be joined."""
     import ray  # not before the environment says how Ray authenticates: it looks once, when it is imported
 
     try:

@@ -27,10 +27,19 @@ def check_machine(config: RunConfig) -> None:
         ConfigError: the configuration does not suit this machine.
         RunError: somebody else has the port.
     """
-    problems = []
     if local_servers(config) and machine.engine_kind() is None:
         wanted = "gpu" if machine.gpu_count() else "cpu"
-        problems.append(Problem("", f"no vLLM is installed in this Python: pip install 'local_vllm[{wanted}]'"))
+        raise ConfigError([Problem("", f"no vLLM is installed in this Python: pip install 'local_vllm[{wanted}]'")])
+    check_logical_gpus(config)
+    if address := joined_address(config):
+        check_cluster(address)
+    else:
+        check_port(config.settings.http_host, config.settings.http_port)
+
+
+def check_logical_gpus(config: RunConfig) -> None:
+    """Raise ConfigError when `logical_gpus` is set where nothing could obey it."""
+    problems = []
     if config.settings.logical_gpus is not None and machine.gpu_count():
         found = machine.gpu_count()
         problems.append(Problem("logical_gpus", f"this machine has {found} real GPUs; remove the key to use them"))
@@ -38,10 +47,6 @@ def check_machine(config: RunConfig) -> None:
         problems.append(Problem("logical_gpus", "is for a private cluster; the one to be joined has its own GPUs"))
     if problems:
         raise ConfigError(problems)
-    if address := joined_address(config):
-        check_cluster(address)
-    else:
-        check_port(config.settings.http_host, config.settings.http_port)
 
 
 def check_cluster(address: str) -> None:
