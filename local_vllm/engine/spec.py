@@ -43,6 +43,7 @@ class EngineSpec:
         debug: let vLLM log at debug level.
         start_timeout_s: deadline from the start of `vllm serve`, its weights on disk, to its first answer.
         log_path: file on the engine's node for what vLLM prints.
+        hub_variables: variables of the run's own environment by which the Hub is reached, for every node.
     """
 
     run_id: str
@@ -59,6 +60,7 @@ class EngineSpec:
     debug: bool
     start_timeout_s: float
     log_path: Path
+    hub_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class EngineState(enum.StrEnum):
@@ -76,6 +78,22 @@ class EngineState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Download:
+    """How far the fetching of a model's files has come; what was there before counts as done."""
+
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
+    bytes_per_s: float = 0.0
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end at this speed; None while it stands still."""
+        return (self.bytes_total - self.bytes_done) / self.bytes_per_s if self.bytes_per_s > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """One engine at one moment. `version` grows with every change.
 
@@ -85,6 +103,7 @@ class EngineStatus:
         since_s: seconds since the launch began.
         base_url: where it answers, ending in /v1; empty until it does.
         ranks: data-parallel ranks behind that address.
+        download: how far the model's files are, while they are fetched.
     """
 
     version: int
@@ -98,3 +117,4 @@ class EngineStatus:
     ranks: int = 1
     node_address: str = ""
     log_path: str = ""
+    download: Download | None = None
