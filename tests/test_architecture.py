@@ -139,8 +139,8 @@ def test_the_errors_import_nothing_of_ours():
     assert not from_part("errors")
 
 
-def test_an_engine_knows_of_the_cluster_only_its_machines_and_nodes():
-    known = ("local_vllm.cluster.machine", "local_vllm.cluster.nodes")
+def test_an_engine_knows_of_the_cluster_only_its_machines_its_nodes_and_their_placement_groups():
+    known = ("local_vllm.cluster.groups", "local_vllm.cluster.machine", "local_vllm.cluster.nodes")
     strange = {(m, n) for m, n in from_part("engine") & to_part("cluster") if not n.startswith(known)}
     assert not strange
 

@@ -10,8 +10,8 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import time
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,8 @@ class EngineHost:
         self._begun = time.monotonic()
         self._changed = asyncio.Condition()
         self._guard: Guarded | None = None
-        self._scratch = Path(tempfile.mkdtemp(prefix="lv-engine-"))
+        # Beside the log, so that it goes with the logs where this process is killed.
+        self._scratch = spec.log_path.with_suffix(".scratch")
         self._log = LogReader(spec.log_path)
         self._status = EngineStatus(
             version=1,
@@ -53,12 +54,19 @@ class EngineHost:
             node_address=spec.placement.master_address,
             log_path=str(spec.log_path),
         )
+        self._site_weights = ""
         self._life: asyncio.Task[None] | None = None
 
+    async def prepare(self) -> bool:
+        """Have the model's files where they are needed; False when the engine has failed over it."""
+        self._life = asyncio.create_task(self._telling(self._provide_weights()))
+        await asyncio.wait([self._life])
+        return not self._status.state.is_over
+
     async def launch(self) -> None:
-        """Begin the engine's life; returns at once."""
+        """Start `vllm serve`; returns at once."""
         self._begun = time.monotonic()
-        self._life = asyncio.create_task(self._live())
+        self._life = asyncio.create_task(self._telling(self._live()))
 
     async def status(self) -> EngineStatus:
         """The engine as it is now."""
@@ -88,16 +96,24 @@ class EngineHost:
 
     async def stop(self) -> None:
         """End the engine and everything below it."""
+        await self._cancel_life()
+        await self._end(EngineState.STOPPED, "stopped")
+
+    async def fail(self, why: str) -> None:
+        """The same, for a reason that lies outside: the engine has failed."""
+        await self._cancel_life()
+        await self._end(EngineState.FAILED, why)
+
+    async def _cancel_life(self) -> None:
         if self._life is not None:
             self._life.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._life
-        await self._end(EngineState.STOPPED, "stopped")
 
-    async def _live(self) -> None:
+    async def _telling(self, life: Awaitable[None]) -> None:
+        """Whatever ends `life` becomes the engine's status."""
         try:
-            await self._start()
-            await self._watch_process()
+            await life
         except EngineStartError as error:
             await self._end(EngineState.FAILED, str(error))
         except asyncio.CancelledError:
@@ -105,12 +121,18 @@ class EngineHost:
         except Exception as error:  # noqa: BLE001 (whatever it is, the engine has failed and must say so)
             await self._end(EngineState.FAILED, f"{type(error).__name__}: {error}")
 
-    async def _start(self) -> None:
-        site_weights = await asyncio.to_thread(
+    async def _provide_weights(self) -> None:
+        self._site_weights = await asyncio.to_thread(
             weights.provide_weights, self.spec.model, self.spec.hf_home, self.spec.hf_token, self._tell_from_thread()
         )
+
+    async def _live(self) -> None:
+        await self._start()
+        await self._watch_process()
+
+    async def _start(self) -> None:
         for attempt in range(LAUNCH_ATTEMPTS):
-            site = self._site(site_weights)
+            site = self._site(self._site_weights)
             self._launch(site)
             try:
                 await self._wait_until_ready()
@@ -140,6 +162,7 @@ class EngineHost:
         )
 
     def _launch(self, site: command.Site) -> None:
+        self._scratch.mkdir(parents=True, exist_ok=True)
         hidden = self._scratch / "ray_non_carry_over_env_vars.json"
         hidden.write_text(json.dumps(command.SECRET_VARIABLES))
         self._port = site.port

@@ -1,17 +1,17 @@
-"""The engines of a run, as the run's own process holds them: created, launched in order, watched, ended."""
+"""The engines of a run, as the run's own process holds them: created, watched, ended. In which order they are
+launched, and where they come to lie, is launching.py's.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from local_vllm.cluster.nodes import read_cluster
 from local_vllm.engine.actor import EngineHost
 from local_vllm.engine.spec import NAMESPACE, EngineSpec, EngineState, EngineStatus, actor_name
 from local_vllm.errors import EngineStartError, RunError
@@ -23,10 +23,14 @@ CONCURRENT_CALLS = 1000
 
 
 class OwnedEngine:
-    """One engine of this run. The actor behind it is not detached: it cannot outlive this process."""
+    """One engine of this run. The actor behind it is not detached: it cannot outlive this process.
+
+    `is_placed` once its GPUs are those of the plan.
+    """
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
+        self.is_placed = False
         options = {
             "name": actor_name(spec.server),
             "namespace": NAMESPACE,
@@ -44,8 +48,20 @@ class OwnedEngine:
             version=0, server=spec.server, model=spec.served_name, state=EngineState.STARTING, detail="scheduling"
         )
 
+    async def prepare(self) -> bool:
+        """Have the model's files where they are needed; False when that failed, as the status tells."""
+        return await self.actor.prepare.remote()
+
     async def launch(self) -> None:
+        """Start `vllm serve`; returns at once."""
         await self.actor.launch.remote()
+
+    async def fail(self, why: str) -> None:
+        """End the engine, failed for that reason."""
+        try:
+            await asyncio.wait_for(_ask(self.actor.fail, why), STOP_DEADLINE_S)
+        except (ray.exceptions.RayError, TimeoutError):
+            self.status = self.dead(why)
 
     async def follow(self, tell: Callable[[EngineStatus], None]) -> EngineStatus:
         """Call `tell` with every change; returns the last status when the engine's life is over."""
@@ -90,55 +106,20 @@ class OwnedEngine:
             ray.kill(self.actor)
 
 
-async def _ask(method):
-    return await method.remote()
+async def _ask(method, *arguments):
+    return await method.remote(*arguments)
 
 
 @asynccontextmanager
 async def owned_engines(specs: Sequence[EngineSpec]) -> AsyncIterator[list[OwnedEngine]]:
-    """Create the engines' actors and launch them in the order of their plan; all are ended on the way out.
-
-    vLLM places its workers on what is free at that moment, so an engine is launched only after the one before it
-    has taken its GPUs.
-    """
+    """Create the engines' actors; all engines are ended on the way out."""
     engines: list[OwnedEngine] = []
-    launching: asyncio.Task[None] | None = None
     try:
         for spec in specs:
             engines.append(OwnedEngine(spec))
-        launching = asyncio.create_task(_launch_in_order(engines))
         yield engines
     finally:
-        if launching is not None:
-            launching.cancel()
         await asyncio.gather(*(engine.stop() for engine in engines), return_exceptions=True)
-
-
-async def _launch_in_order(engines: Sequence[OwnedEngine]) -> None:
-    try:
-        await _launch_one_by_one(engines)
-    except Exception as error:  # noqa: BLE001 (nobody waits for this task: the engines tell)
-        for engine in engines:
-            if engine.status.version == 0:
-                engine.status = engine.dead(f"it could not be launched: {type(error).__name__}: {error}")
-
-
-async def _launch_one_by_one(engines: Sequence[OwnedEngine]) -> None:
-    in_order = sorted(engines, key=lambda engine: engine.spec.placement.launch_order)
-    free = read_cluster().gpus_free
-    for engine in in_order:
-        await engine.launch()
-        free -= engine.spec.placement.topology.gpus
-        if engine is not in_order[-1]:
-            await _until_taken(engine, free)
-
-
-async def _until_taken(engine: OwnedEngine, free_after: int) -> None:
-    deadline = time.monotonic() + engine.spec.start_timeout_s
-    while engine.status.state is EngineState.STARTING and time.monotonic() < deadline:
-        if (await asyncio.to_thread(read_cluster)).gpus_free <= free_after:
-            return
-        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 def first_failure(engines: Sequence[OwnedEngine]) -> EngineStartError | None:

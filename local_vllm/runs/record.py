@@ -61,6 +61,7 @@ class RunRecord:
         volatile: folder with sockets and secrets, which goes with the run.
         logs: folder with the logs of Ray and of each engine, which stays.
         url: where the gateway is.
+        serve_url: where Ray Serve listens; empty until it does.
         ray_address: the cluster; private_cluster tells whether it is the run's own.
         serve_is_ours: Serve on that cluster was started by a run of ours, so the last one out ends it.
         applications: names in Ray Serve.
@@ -76,6 +77,7 @@ class RunRecord:
     volatile: str
     logs: str
     url: str = ""
+    serve_url: str = ""
     ray_address: str = ""
     private_cluster: bool = True
     serve_is_ours: bool = True

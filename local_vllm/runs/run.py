@@ -6,35 +6,37 @@ Everything acquired here is a context manager; stopping is cancelling the task t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import aiohttp
 from rich.console import Console
 
-from local_vllm.cluster import machine
 from local_vllm.config.schema import RunConfig
+from local_vllm.engine.spec import EngineStatus
 from local_vllm.errors import ClusterError, EngineStartError
 from local_vllm.runs import record as records
 from local_vllm.runs.clusters import RunCluster, run_cluster
 from local_vllm.runs.engine_specs import engine_specs, topologies
-from local_vllm.runs.janitor import janitor
 from local_vllm.runs.preflight import check_machine, joined_address
 from local_vllm.runs.progress import Progress
 from local_vllm.runs.record import RunRecord, keep_serve_logs, run_record
+from local_vllm.runs.server_records import server_records, with_status
 from local_vllm.runs.signals import StopSignals
 from local_vllm.runs.table import servers_table
 from local_vllm.runs.threads import in_thread
 
-SERVE_DEADLINE_S = 300.0
+if TYPE_CHECKING:
+    from local_vllm.engine.owned import OwnedEngine
+    from local_vllm.runs.applications import Deployed
+    from local_vllm.runs.tenancy import Tenant
+
 DRAIN_DEADLINE_S = 300.0
 SAY_AGAIN_S = 5.0
-LOOK_AGAIN_S = 0.1
 
 
 class Run:
@@ -45,6 +47,7 @@ class Run:
         self.console = console
         self.progress = Progress(console)
         self.cluster: RunCluster | None = None
+        self.tenant: Tenant | None = None
         self.record: RunRecord | None = None
         self._unwinding = False
         self.signals = StopSignals(first=self._stop, second=self._stop_at_once)
@@ -79,7 +82,7 @@ class Run:
     async def _come_up_and_stay(self, stack: AsyncExitStack) -> None:
         with self.progress.shown():
             engines = await self._bring_up(stack)
-        self.console.print(servers_table(self.config, engines, self._url()))
+        self.console.print(servers_table(self.record))
         self.console.print(f"Logs: {self.record.logs}    Stop: Ctrl-C", soft_wrap=True)
         try:
             await self._until_all_engines_ended(engines)
@@ -87,126 +90,89 @@ class Run:
             await self._drain(engines)
             raise
 
-    async def _bring_up(self, stack: AsyncExitStack) -> list:
+    async def _bring_up(self, stack: AsyncExitStack) -> list[OwnedEngine]:
         self.progress.step("Ray", "joining" if joined_address(self.config) else "starting")
         self.cluster = await stack.enter_async_context(run_cluster(self.config, self.record))
         self.signals.install()
         self.progress.step("Ray", f"up at {self.cluster.address}", done=True)
-        deployment = self._deployment()
-        self._note(deployment.application_names)
-        engines = await stack.enter_async_context(self._engines())
-        await stack.enter_async_context(self._applications(deployment))
-        await self._until_ready(engines)
-        return engines
-
-    @asynccontextmanager
-    async def _engines(self) -> AsyncIterator[list]:
+        # Nothing of these may be imported before: Ray reads its environment once.
         from local_vllm.cluster.nodes import read_cluster
-        from local_vllm.engine.owned import owned_engines
-        from local_vllm.plan.placement import plan_placements
+        from local_vllm.runs.applications import applications
+        from local_vllm.runs.readiness import until_ready
 
-        placements = plan_placements(await in_thread(read_cluster), topologies(self.config))
-        specs = engine_specs(self.config, placements, self.record.run_id, Path(self.record.logs))
-        async with owned_engines(specs) as engines:
-            followers = [asyncio.create_task(engine.follow(self.progress.engine)) for engine in engines]
-            try:
-                yield engines
-            finally:
-                for follower in followers:
-                    follower.cancel()
-
-    def _deployment(self):
-        from local_vllm.serving.deploy import Deployment
-
-        return Deployment(self.config.servers)
-
-    @asynccontextmanager
-    async def _applications(self, deployment) -> AsyncIterator[None]:
-        from local_vllm.runs.serve_start import is_serve_running, remove_applications
-
-        names = deployment.application_names
-        if self.cluster.guard is not None:
-            await self._start_serve(names)
-            await self._deploy(deployment)
-            yield
-            return
-        ours, claimed = not is_serve_running(), False
-        watching = janitor(self.cluster.address, names, shut_down=ours)
-        try:
-            await self._start_serve(names)
-            claimed = True
-            await self._deploy(deployment)
-            yield
-        finally:
-            if claimed or ours:
-                await in_thread(lambda: remove_applications(names, shut_down=ours))
-            watching.dismiss()
-
-    async def _start_serve(self, names: Sequence[str]) -> None:
-        from local_vllm.runs.serve_start import start_serve
-
-        joined = self.cluster.guard is None
+        self.tenant = stack.enter_context(self._tenancy())
+        engines = await stack.enter_async_context(self._engines())
+        serving = applications(self.config, self.cluster, self.tenant, self.record, self._keep_deployed)
         self.progress.step("Ray Serve", "starting")
-        await in_thread(lambda: start_serve(self.config.settings, names, joined, Path(self.record.volatile)))
-
-    async def _deploy(self, deployment) -> None:
-        from ray import serve
-
-        await in_thread(lambda: serve.run_many(deployment.targets(), wait_for_applications_running=False))
-
-    async def _until_ready(self, engines: Sequence) -> None:
-        from local_vllm.engine.owned import first_failure
-        from local_vllm.engine.spec import EngineState
-
-        serve_ready = asyncio.create_task(self._until_serve_answers())
-        all_ready: asyncio.Task[None] | None = None
+        deployed = await stack.enter_async_context(serving)
         try:
-            while not (serve_ready.done() and all(e.status.state is EngineState.HEALTHY for e in engines)):
-                if failure := first_failure(engines):
-                    raise failure
-                if serve_ready.done():
-                    serve_ready.result()
-                await asyncio.sleep(LOOK_AGAIN_S)
-            serve_ready.result()
-            all_ready = asyncio.create_task(self._until_health_is(200))
-            while not all_ready.done():
-                if failure := first_failure(engines):
-                    raise failure
-                await asyncio.sleep(LOOK_AGAIN_S)
-            all_ready.result()
-        finally:
-            serve_ready.cancel()
-            if all_ready is not None:
-                all_ready.cancel()
-
-    async def _until_serve_answers(self) -> None:
-        """Every application runs, and the gateway answers; 503 is an answer while the engines start."""
-        from local_vllm.serving.deploy import not_running
-
-        deadline = time.monotonic() + SERVE_DEADLINE_S
-        try:
-            while waiting := await in_thread(lambda: not_running(self.record.applications)):
-                if time.monotonic() > deadline:
-                    raise ClusterError(f"Ray Serve did not bring up {waiting} within {SERVE_DEADLINE_S:.0f} s")
-                await asyncio.sleep(0.2)
+            await until_ready(engines, deployed, self._tell_serve_answers)
         except ClusterError:
             keep_serve_logs(self.record)
             raise
-        await self._until_health_is(200, 503)
-        self.progress.step("Ray Serve", f"answers at {self._url()}", done=True)
+        self._keep(cluster=await in_thread(read_cluster))
+        return engines
 
-    async def _until_health_is(self, *statuses: int) -> None:
-        deadline = time.monotonic() + SERVE_DEADLINE_S
-        seen = "no answer"
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), trust_env=False) as session:
-            while time.monotonic() < deadline:
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{self._url()}/health") as answer:
-                        seen = f"status {answer.status}: {(await answer.text())[:300]}"
-                        if answer.status in statuses and answer.content_type == "application/json":
-                            return
-                await asyncio.sleep(0.1)
-        raise ClusterError(f"{self._url()}/health did not answer with {statuses} in time; it said: {seen}")
+    @contextmanager
+    def _tenancy(self) -> Iterator[Tenant]:
+        from local_vllm.runs.tenancy import FellowTenant, SoleTenant
+
+        alone = self.cluster.guard is not None
+        tell = lambda doing: self.progress.step("Cluster", doing)  # noqa: E731
+        tenant = SoleTenant() if alone else FellowTenant(self.record, tell)
+        try:
+            yield tenant
+        finally:
+            tenant.close()
+
+    @asynccontextmanager
+    async def _engines(self) -> AsyncIterator[list[OwnedEngine]]:
+        from local_vllm.engine.launching import launch_engines
+        from local_vllm.engine.owned import owned_engines
+
+        names = tuple(server.name for server in self.config.servers)
+        self.record = replace(
+            self.record,
+            ray_address=self.cluster.address,
+            private_cluster=self.cluster.guard is not None,
+            applications=names,
+            servers=server_records(self.config, []),
+        )
+        placements = await self.tenant.plan(self.record, topologies(self.config))
+        specs = engine_specs(self.config, placements, self.record.run_id, Path(self.record.logs))
+        self._keep(servers=server_records(self.config, specs))
+        async with owned_engines(specs) as engines:
+            launching = launch_engines(engines, lambda: self.tenant.launching(len(engines)))
+            tasks = [asyncio.create_task(engine.follow(self._on_status)) for engine in engines]
+            tasks.append(asyncio.create_task(launching))
+            try:
+                yield engines
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+    def _on_status(self, status: EngineStatus) -> None:
+        self.progress.engine(status)
+        self._keep(servers=tuple(with_status(server, status) for server in self.record.servers))
+
+    def _keep_deployed(self, deployed: Deployed) -> None:
+        self._keep(
+            url=deployed.url,
+            serve_url=deployed.serve_url,
+            serve_is_ours=deployed.serve_is_ours,
+            applications=deployed.names,
+            servers=tuple(
+                replace(server, url=f"{deployed.serve_url}/{server.name}/v1") for server in self.record.servers
+            ),
+        )
+
+    def _keep(self, **changes: object) -> None:
+        self.record = replace(self.record, **changes)
+        self.tenant.keep(self.record)
+
+    def _tell_serve_answers(self) -> None:
+        self.progress.step("Ray Serve", f"answers at {self.record.url}", done=True)
 
     async def _until_all_engines_ended(self, engines: Sequence) -> None:
         """Serve until no engine is left; without engines of our own, until a signal."""
@@ -236,21 +202,6 @@ class Run:
                 said_at = time.monotonic()
                 self.console.print(f"Waiting for requests in flight: {in_flight}. Ctrl-C again stops at once.")
             await asyncio.sleep(0.25)
-
-    def _note(self, applications: Sequence[str]) -> None:
-        self.record = replace(
-            self.record,
-            url=self._url(),
-            ray_address=self.cluster.address,
-            private_cluster=self.cluster.guard is not None,
-            applications=tuple(applications),
-        )
-        records.write(self.record)
-
-    def _url(self) -> str:
-        settings = self.config.settings
-        host = machine.reachable_host(settings.http_host)
-        return f"http://{host}:{settings.http_port}"
 
     def _stop(self) -> None:
         if self._unwinding:

@@ -24,7 +24,7 @@ def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, vo
         RunError: another run's applications have our names.
     """
     if joined and is_serve_running():
-        taken = sorted(set(names) & serve.status().applications.keys())
+        taken = sorted(set(names) & running_applications())
         if taken:
             raise RunError(f"another run on this cluster serves {', '.join(taken)}; stop it, or rename the servers")
     # Serve tells of each of its steps; the run's own progress does that.
@@ -41,7 +41,7 @@ def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, vo
 
 def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:
     """Take our applications away; with `shut_down`, Serve itself too when nobody else uses it."""
-    known = serve.status().applications.keys()
+    known = running_applications()
     for name in names:
         if name in known:
             serve.delete(name, _blocking=False)
@@ -52,3 +52,8 @@ def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:
 def is_serve_running() -> bool:
     """Whether somebody has started Serve on this cluster."""
     return any(actor == _CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))
+
+
+def running_applications() -> set[str]:
+    """The names of everybody's applications on this cluster."""
+    return set(serve.status().applications)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from rich.table import Table
 
-from local_vllm.config.schema import LocalVLLMModelProxySettings, RunConfig, ServerConfig
 from local_vllm.plan.placement import Placement
-
-if TYPE_CHECKING:
-    from local_vllm.engine.owned import OwnedEngine
+from local_vllm.runs.record import RunRecord
 
 HEADINGS = ("server", "implementation", "model", "topology", "nodes and GPUs", "URL")
 
 
-def servers_table(config: RunConfig, engines: Sequence[OwnedEngine], url: str) -> Table:
+def servers_table(run: RunRecord) -> Table:
     """One row for each server, and the gateway last."""
     table = Table(*HEADINGS)
     for column in table.columns:
         column.overflow = "fold"
-    placements = {engine.spec.server: engine.spec.placement for engine in engines}
-    for server in config.servers:
-        placement = placements.get(server.name)
+    for server in run.servers:
+        placement = server.placement
         topology, gpus = (topology_text(placement), gpus_text(placement)) if placement else ("", "")
-        table.add_row(server.name, server.implementation, _model(server), topology, gpus, f"{url}/{server.name}/v1")
-    table.add_row("(gateway)", "", "by the request's model", "", "", f"{url}/v1")
+        table.add_row(server.name, server.implementation, server.model, topology, gpus, server.url)
+    table.add_row("(gateway)", "", "by the request's model", "", "", f"{run.url}/v1")
     return table
 
 
@@ -45,9 +38,3 @@ def gpus_text(placement: Placement) -> str:
         for slot in rank.slots:
             by_address[slot.address] = by_address.get(slot.address, 0) + slot.gpus
     return ", ".join(f"{address}: {gpus}" for address, gpus in by_address.items())
-
-
-def _model(server: ServerConfig) -> str:
-    if isinstance(server.settings, LocalVLLMModelProxySettings):
-        return f"that of {server.settings.model_server.name}"
-    return server.settings.model

@@ -38,6 +38,14 @@ GRACEFUL_SHUTDOWN_S = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A Serve application's name and route prefix."""
+
+    name: str
+    route: str
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """The model servers of a run, and the secret that signs their session cookies."""
 
@@ -67,17 +75,18 @@ class Deployment:
     def _config(self, name: str) -> ServerConfig:
         return next(config for config in self.servers if config.name == name)
 
-    def targets(self) -> list[serve.RunTarget]:
+    def targets(self, gateway: Mount) -> list[serve.RunTarget]:
         """The Serve applications, ready for `serve.run_many`."""
         targets = [
             _target(config.name, f"/{config.name}", lambda name=config.name: self.model_server(name), workers(config))
             for config in self.servers
         ]
-        return [*targets, _target(GATEWAY, "/", self.gateway, max(map(workers, self.servers), default=1))]
+        replicas = max(map(workers, self.servers), default=1)
+        return [*targets, _target(gateway.name, gateway.route, self.gateway, replicas)]
 
     @property
-    def application_names(self) -> list[str]:
-        return [*(config.name for config in self.servers), GATEWAY]
+    def server_names(self) -> tuple[str, ...]:
+        return tuple(config.name for config in self.servers)
 
 
 def workers(config: ServerConfig) -> int:

@@ -1,0 +1,75 @@
+"""The Serve applications of a run: Serve started or shared, the servers deployed, and all of it taken away again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray import serve
+
+from local_vllm.cluster import machine
+from local_vllm.config.schema import RunConfig
+from local_vllm.runs.clusters import RunCluster
+from local_vllm.runs.janitor import janitor
+from local_vllm.runs.record import RunRecord
+from local_vllm.runs.serve_start import remove_applications, start_serve
+from local_vllm.runs.tenancy import ServeShare, Tenant
+from local_vllm.runs.threads import in_thread
+from local_vllm.serving.deploy import GATEWAY, Deployment, Mount
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What a run has in Serve. `serve_url` is where Serve listens, `url` where the run's gateway is below it."""
+
+    serve_url: str
+    gateway: Mount
+    names: tuple[str, ...]
+    serve_is_ours: bool
+
+    @property
+    def url(self) -> str:
+        return self.serve_url + self.gateway.route.rstrip("/")
+
+
+@asynccontextmanager
+async def applications(
+    config: RunConfig, cluster: RunCluster, tenant: Tenant, record: RunRecord, keep: Callable[[Deployed], None]
+) -> AsyncIterator[Deployed]:
+    """Deploy every server of `config`; `keep` is called with what there is as soon as that is settled.
+
+    Raises:
+        RunError: another run's applications have our names.
+    """
+    deployment = Deployment(config.servers)
+    joined = cluster.guard is None
+    async with tenant.serve() as share:
+        deployed = _settled(config, share, deployment, record)
+        # On a private cluster everything goes with the cluster.
+        watching = janitor(cluster.address, deployed.names, shut_down=share.is_ours) if joined else None
+        try:
+            await in_thread(lambda: start_serve(config.settings, deployed.names, joined, Path(record.volatile)))
+        except BaseException:
+            if watching is not None and not share.is_ours:
+                watching.dismiss()
+            raise
+        keep(deployed)
+    try:
+        targets = deployment.targets(deployed.gateway)
+        await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
+        yield deployed
+    finally:
+        if watching is not None:
+            async with tenant.serve():
+                await in_thread(lambda: remove_applications(deployed.names, shut_down=share.is_ours))
+            watching.dismiss()
+
+
+def _settled(config: RunConfig, share: ServeShare, deployment: Deployment, record: RunRecord) -> Deployed:
+    gateway = Mount(GATEWAY, "/") if share.has_root else Mount(f"{GATEWAY}-{record.run_id}", f"/run-{record.run_id}")
+    settings = config.settings
+    here = f"http://{machine.reachable_host(settings.http_host)}:{settings.http_port}"
+    names = (*deployment.server_names, gateway.name)
+    return Deployed(share.url or here, gateway, names, share.is_ours)

@@ -1,0 +1,119 @@
+"""A lease that one run at a time has on a whole cluster, for what must not be done by two at once.
+
+It is a named Ray actor, not detached: a name is given once, and goes with the process that took it. A holder that
+keeps it past its deadline loses it to the next that asks. What is done under a lease is left to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from local_vllm.engine.spec import NAMESPACE
+from local_vllm.errors import RunError
+from local_vllm.runs.threads import in_thread
+
+WAIT_DEADLINE_S = 1800.0
+ANSWER_DEADLINE_S = 10.0
+LOOK_AGAIN_S = 0.3
+
+
+class LeaseHolder:
+    """The actor behind a lease: says whose it is, and for how long."""
+
+    def __init__(self, holder: str, hold_s: float) -> None:
+        self._holder = holder
+        self._end = time.monotonic() + hold_s
+
+    def state(self) -> tuple[str, float]:
+        """Who holds the lease, and the seconds until it may be taken away."""
+        return self._holder, self._end - time.monotonic()
+
+
+class Lease:
+    """A lease that this process has taken."""
+
+    def __init__(self, name: str, actor: ActorHandle) -> None:
+        self._name = name
+        self._actor = actor
+
+    async def check(self) -> None:
+        """Raise RunError when the lease is lost: another run may be at work."""
+        with contextlib.suppress(TimeoutError):
+            try:
+                await asyncio.wait_for(_state(self._actor), ANSWER_DEADLINE_S)
+            except ray.exceptions.RayError as error:
+                raise RunError(f"the cluster's {self._name} lease was lost: it was held past its deadline") from error
+
+
+@asynccontextmanager
+async def lease(name: str, holder: str, *, hold_s: float, tell: Callable[[str], None]) -> AsyncIterator[Lease]:
+    """Hold the cluster's lease of that name; needs a connected driver.
+
+    Args:
+        holder: how others are told of this run.
+        hold_s: after so long another run may take it away.
+        tell: called with whom the run waits for.
+
+    Raises:
+        RunError: others held it for half an hour.
+    """
+    actor = await _acquired(name, holder, hold_s, tell)
+    try:
+        yield Lease(name, actor)
+    finally:
+        await in_thread(lambda: _killed(actor))
+
+
+async def _acquired(name: str, holder: str, hold_s: float, tell: Callable[[str], None]) -> ActorHandle:
+    deadline, other = time.monotonic() + WAIT_DEADLINE_S, "another run"
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ValueError):  # the name is taken
+            return await in_thread(lambda: _taken(name, holder, hold_s))
+        other = await _seen_holder(name) or other
+        tell(f"waiting for {other}, which launches its engines")
+        await asyncio.sleep(LOOK_AGAIN_S)
+    raise RunError(f"the cluster's {name} lease was not free within {WAIT_DEADLINE_S:.0f} s; {other} holds it")
+
+
+def _taken(name: str, holder: str, hold_s: float) -> ActorHandle:
+    here = ray.get_runtime_context().get_node_id()
+    options = {
+        "name": _actor_name(name),
+        "namespace": NAMESPACE,
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+    }
+    return ray.remote(LeaseHolder).options(**options).remote(holder, hold_s)
+
+
+async def _seen_holder(name: str) -> str | None:
+    """Who holds the lease; taken away when it is held past its deadline."""
+    try:
+        actor = await in_thread(lambda: ray.get_actor(_actor_name(name), NAMESPACE))
+        holder, left_s = await asyncio.wait_for(_state(actor), ANSWER_DEADLINE_S)
+    except (ValueError, TimeoutError, ray.exceptions.RayError):
+        return None
+    if left_s <= 0:
+        await in_thread(lambda: _killed(actor))
+    return holder
+
+
+async def _state(actor: ActorHandle) -> tuple[str, float]:
+    return await actor.state.remote()
+
+
+def _killed(actor: ActorHandle) -> None:
+    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        ray.kill(actor)
+
+
+def _actor_name(name: str) -> str:
+    return f"lease:{name}"
