@@ -41,8 +41,6 @@ class EngineHost:
         self._begun = time.monotonic()
         self._changed = asyncio.Condition()
         self._guard: Guarded | None = None
-        # Beside the log, so that it goes with the logs where this process is killed.
-        self._scratch = spec.log_path.with_suffix(".scratch")
         self._log = LogReader(spec.log_path)
         self._status = EngineStatus(
             version=1,
@@ -157,13 +155,13 @@ class EngineHost:
             ray_address=ray.get_runtime_context().gcs_address,
             weights=site_weights,
             model_config=weights.read_model_config(site_weights, self.spec.hf_home),
-            scratch=self._scratch,
+            scratch=self.spec.scratch,
             environment=dict(os.environ),
         )
 
     def _launch(self, site: command.Site) -> None:
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        hidden = self._scratch / "ray_non_carry_over_env_vars.json"
+        self.spec.scratch.mkdir(parents=True, exist_ok=True)
+        hidden = self.spec.scratch / "ray_non_carry_over_env_vars.json"
         hidden.write_text(json.dumps(command.SECRET_VARIABLES))
         self._port = site.port
         self._launched = time.monotonic()
@@ -210,7 +208,7 @@ class EngineHost:
     async def _end(self, state: EngineState, detail: str) -> None:
         if self._guard is not None:
             await asyncio.to_thread(self._guard.close)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self.spec.scratch, ignore_errors=True)
         await self._set(state, detail)
 
     async def _tell(self, detail: str) -> None:

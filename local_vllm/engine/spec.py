@@ -62,6 +62,11 @@ class EngineSpec:
     log_path: Path
     hub_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def scratch(self) -> Path:
+        """A folder of this engine alone; beside the log, so that it goes with the logs if nobody else removes it."""
+        return self.log_path.with_suffix(".scratch")
+
 
 class EngineState(enum.StrEnum):
     """Where an engine is in its life."""
