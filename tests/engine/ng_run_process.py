@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 from openai import OpenAI
@@ -36,22 +38,32 @@ def until(fact: Callable[[], object], deadline_s: float) -> bool:
 
 
 class NgRun:
-    """A started `ng_run` and everything below it."""
+    """A started `ng_run` and everything below it. `environment` is added to ours, `prefix` runs it elsewhere."""
 
-    def __init__(self, words: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.port = free_ports(1)[0]
         self.state = folder / "state"
         self.output = folder / "output.txt"
         self.segments_before = tree.shared_memory_names()
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        me = os.getpid()
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [Path(sys.executable).parent / "ng_run", f"++http_port={self.port}", *words],
-                env=env | {"XDG_STATE_HOME": str(self.state)},
+                [*prefix, Path(sys.executable).parent / "ng_run", f"++http_port={self.port}", *words],
+                env=env | {"XDG_STATE_HOME": str(self.state), **environment},
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # A test run that is killed takes its runs along.
+                preexec_fn=lambda: tree.die_with_parent(me, signal.SIGTERM),
             )
         self.seen: dict[int, psutil.Process] = {}
 
@@ -126,6 +138,19 @@ class NgRun:
         return self.process.wait(deadline_s)
 
 
+    def end(self) -> None:
+        """End it in any case, with everything below it."""
+        self.processes()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        for process in self.processes():
+            process.kill()
+
+
 def lives(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -141,19 +166,11 @@ def command_line(process: psutil.Process) -> str:
 
 
 @contextmanager
-def running(folder: Path, *words: str) -> Iterator[NgRun]:
+def running(folder: Path, *words: str, **more: Any) -> Iterator[NgRun]:
     """An `ng_run` that is ready; ended in any case."""
-    run = NgRun(words, folder)
+    run = NgRun(words, folder, **more)
     try:
         run.wait_until_ready()
         yield run
     finally:
-        run.processes()
-        if run.process.poll() is None:
-            run.process.send_signal(signal.SIGTERM)
-            try:
-                run.process.wait(30)
-            except subprocess.TimeoutExpired:
-                run.process.kill()
-        for process in run.processes():
-            process.kill()
+        run.end()

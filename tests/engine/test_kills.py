@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from engine_answers import SERVER, check_text
 from ng_run_process import GONE_WITHIN_S, NgRun, command_line, running, until
 from openai import OpenAIError
-from test_topologies import TWO_INSTANCES, check_text
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -24,8 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
     """Two servers, so that the loss of one engine can be told from the loss of the run."""
     folder = tmp_path_factory.mktemp("kills")
     for name in ("left", "right"):
-        text = TWO_INSTANCES.format(name=name, key="dummy").replace("tensor_parallel_size: 4", "tensor_parallel_size: 1")
-        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"{name}.yaml").write_text(SERVER.format(name=name, key="dummy", size=1))
     with running(folder, "+config_paths=[left.yaml,right.yaml]") as started:
         yield started
 

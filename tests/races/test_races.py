@@ -1,0 +1,195 @@
+"""Runs that share one Ray cluster: started at the same moment, side by side, one leaving before the other.
+
+How often they race is set by LOCAL_VLLM_RACES (with a stand-in engine) and LOCAL_VLLM_REAL_RACES; scripts/races
+takes the full numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from engine_answers import SERVER, check_text
+from joined_ray import JoinedRay, joined_ray
+from ng_run_process import READY, NgRun, until
+
+from local_vllm.cluster.machine import free_ports
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+
+STAND_IN = Path(__file__).parent / "stand_in"
+RACES = int(os.environ.get("LOCAL_VLLM_RACES", "2"))
+REAL_RACES = int(os.environ.get("LOCAL_VLLM_REAL_RACES", "1"))
+SETTLED_WITHIN_S = 240
+
+
+@contextmanager
+def racers(cluster: JoinedRay, folder: Path, size: int, names: Sequence[str] = ("left", "right")) -> Iterator[list[NgRun]]:
+    """One run for each name, with an engine of TP=`size`, all started at once; ended in any case."""
+    runs = []
+    # All ask for the same port: Serve has one, and the first to start it decides.
+    port = free_ports(1)[0]
+    with ExitStack() as stack:
+        for name in names:
+            home = folder / name
+            home.mkdir(parents=True)
+            (home / "server.yaml").write_text(SERVER.format(name=name, key="dummy", size=size))
+            words = ["+config_paths=[server.yaml]", f"++http_port={port}", f"++ray_address={cluster.address}"]
+            run = NgRun(words, home, environment=cluster.environment)
+            stack.callback(run.end)
+            runs.append(run)
+        yield runs
+
+
+def settled(run: NgRun) -> bool:
+    run.processes()
+    return READY in run.text() or run.process.poll() is not None
+
+
+def wait(runs: Sequence[NgRun]) -> None:
+    assert until(lambda: all(map(settled, runs)), SETTLED_WITHIN_S), "\n".join(run.text() for run in runs)
+
+
+def gpus_of(run: NgRun) -> dict[str, int]:
+    (server,) = run.record()["servers"]
+    slots = [slot for rank in server["placement"]["ranks"] for slot in rank["slots"]]
+    return {slot["address"]: slot["gpus"] for slot in slots}
+
+
+def models(run: NgRun) -> list[str]:
+    with urllib.request.urlopen(f"{run.record()['url']}/v1/models", timeout=20) as answer:
+        return [model["id"] for model in json.load(answer)["data"]]
+
+
+@contextmanager
+def held_by(cluster: JoinedRay, code: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that is connected to the cluster and has said `held`; killed in any case."""
+    connect = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, configure_logging=False)\n"
+    command = [sys.executable, "-c", connect + code, cluster.address]
+    env = {**os.environ, **cluster.environment}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def stand_in_cluster() -> Iterator[JoinedRay]:
+    path = os.pathsep.join(filter(None, [str(STAND_IN), os.environ.get("PYTHONPATH", "")]))
+    with joined_ray(4, PYTHONPATH=path) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("race", range(RACES))
+def test_of_two_runs_that_fit_together_both_come_up(stand_in_cluster: JoinedRay, tmp_path: Path, race: int) -> None:
+    with racers(stand_in_cluster, tmp_path, size=2) as runs:
+        wait(runs)
+        for run in runs:
+            assert READY in run.text(), run.text()
+            assert models(run) == ["local-vllm-default"]
+        assert stand_in_cluster.gpus_free() == 0
+        first, second = runs if race % 2 else reversed(runs)
+        assert first.stop(signal.SIGINT) == 0, first.text()
+        assert models(second) == ["local-vllm-default"], "one that leaves takes nothing from the other"
+        assert second.stop(signal.SIGTERM) == 0, second.text()
+    assert stand_in_cluster.gpus_free() == 4
+    assert stand_in_cluster.named_actors() == "[]"
+
+
+@pytest.mark.parametrize("race", range(RACES))
+def test_of_two_runs_that_do_not_fit_together_one_is_told_what_is_missing(
+    stand_in_cluster: JoinedRay, tmp_path: Path, race: int
+) -> None:
+    with racers(stand_in_cluster, tmp_path, size=3) as runs:
+        wait(runs)
+        (up,) = [run for run in runs if READY in run.text()]
+        (down,) = [run for run in runs if run is not up]
+        assert down.process.returncode == 1
+        assert re.search(r"TP 3 .*1 .*free.* 3 by (left|right) of run \w+ \(pid \d+ on ", down.text()), down.text()
+        assert models(up) == ["local-vllm-default"]
+        up.stop()
+    assert stand_in_cluster.gpus_free() == 4
+
+
+def test_a_run_waits_for_one_that_is_launching_and_takes_over_when_that_is_killed(
+    stand_in_cluster: JoinedRay, tmp_path: Path
+) -> None:
+    hold = (
+        "import asyncio, time\n"
+        "from local_vllm.runs.lease import lease\n"
+        "async def hold():\n"
+        "    async with lease('launch', 'a run that hangs', hold_s=600, tell=print):\n"
+        "        print('held', flush=True); time.sleep(600)\n"
+        "asyncio.run(hold())"
+    )
+    with held_by(stand_in_cluster, hold) as holder, racers(stand_in_cluster, tmp_path, size=1, names=["left"]) as (run,):
+        assert until(lambda: "waiting for a run that hangs" in run.text(), 60), run.text()
+        time.sleep(1)
+        assert READY not in run.text()
+        holder.kill()
+        wait([run])
+        assert READY in run.text(), run.text()
+
+
+def test_a_lease_that_is_held_past_its_deadline_is_taken_away(stand_in_cluster: JoinedRay) -> None:
+    code = (
+        "import asyncio\n"
+        "from local_vllm.errors import RunError\n"
+        "from local_vllm.runs.lease import lease\n"
+        "async def both():\n"
+        "    async with lease('launch', 'the first', hold_s=1, tell=print) as first:\n"
+        "        async with lease('launch', 'the second', hold_s=60, tell=print) as second:\n"
+        "            await second.check()\n"
+        "            try: await first.check()\n"
+        "            except RunError as error: print(error)\n"
+        "asyncio.run(both())"
+    )
+    told = stand_in_cluster.ask(code)
+    assert "waiting for the first" in told
+    assert "lease was lost" in told
+
+
+def test_a_name_that_another_run_serves_is_refused_with_its_holder(stand_in_cluster: JoinedRay, tmp_path: Path) -> None:
+    with racers(stand_in_cluster, tmp_path / "one", size=1, names=["same"]) as (first,):
+        wait([first])
+        with racers(stand_in_cluster, tmp_path / "two", size=1, names=["same"]) as (second,):
+            wait([second])
+            assert second.process.returncode == 1
+            holder = first.record()
+            assert f"same: served on this cluster by run {holder['run_id']} (pid {holder['pid']} on " in second.text()
+        assert models(first) == ["local-vllm-default"]
+
+
+def test_a_killed_run_gives_its_gpus_and_names_back_to_the_cluster(stand_in_cluster: JoinedRay, tmp_path: Path) -> None:
+    with racers(stand_in_cluster, tmp_path, size=4, names=["left"]) as (run,):
+        wait([run])
+        assert READY in run.text(), run.text()
+        run.process.kill()
+        run.process.wait(5)
+        assert until(lambda: stand_in_cluster.gpus_free() == 4, 30)
+        assert until(lambda: stand_in_cluster.named_actors() == "[]", 60), stand_in_cluster.named_actors()
+
+
+@pytest.mark.parametrize("race", range(REAL_RACES))
+def test_real_engines_that_race_for_a_cluster_both_answer(tmp_path: Path, race: int) -> None:
+    with joined_ray(4) as cluster:
+        with racers(cluster, tmp_path, size=2) as runs:
+            wait(runs)
+            for run, name in zip(runs, ("left", "right"), strict=True):
+                assert READY in run.text(), run.text()
+                check_text(run.client(name))
+            assert cluster.gpus_free() == 0
+            assert [run.stop() for run in runs] == [0, 0]
+        assert cluster.gpus_free() == 4
