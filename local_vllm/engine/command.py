@@ -14,6 +14,7 @@ from local_vllm.cluster.machine import EngineKind
 from local_vllm.config.vllm_serve_flags import snake_case, to_argv
 from local_vllm.engine import cpu_flags
 from local_vllm.engine.spec import EngineSpec
+from local_vllm.engine.worker_variables import worker_variables
 from local_vllm.plan.vllm_flags import placement_env, placement_flags
 
 # Ray tells its workers who they are in variables that a driver of its own must not inherit.
@@ -95,7 +96,9 @@ def serve_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
     if not spec.show_stats:
         # The statistics themselves stay on: /metrics is made of them.
         quiet["VLLM_LOG_STATS_INTERVAL"] = _NEVER_S
-    return inherited | quiet | ours | placement_env(spec.placement) | dict(spec.vllm_serve_env_vars)
+    configured = dict(spec.vllm_serve_env_vars)
+    for_workers = worker_variables(configured, site.environment)
+    return inherited | quiet | ours | placement_env(spec.placement) | configured | for_workers
 
 
 def _is_inherited(name: str, value: str) -> bool:
