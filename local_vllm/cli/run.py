@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from local_vllm.config.compose import load_run_config
 from local_vllm.config.help import global_keys_help, server_keys_help
+from local_vllm.config.schema import RunConfig
 from local_vllm.errors import ConfigError, LocalVLLMError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 USAGE = """\
 ng_run brings vLLM engines up on a Ray cluster and serves the OpenAI Responses API in front of them.
@@ -46,19 +51,29 @@ def run(argv: list[str]) -> int:
 
     from rich.console import Console
 
-    from local_vllm.runs.run import Run
-
     # A log file has no width of its own, and a table folded to 80 columns cannot be read.
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     for notice in config.notices:
         console.print(f"Note: {notice}", soft_wrap=True)
     try:
-        asyncio.run(Run(config, console).serve())
+        _do(config, console)
     except ConfigError as error:
         return _fail(error, 2)
     except LocalVLLMError as error:
         return _fail(error, 1)
     return 0
+
+
+def _do(config: RunConfig, console: Console) -> None:
+    """What the configuration asks for; each way loads only what it needs."""
+    if config.settings.dry_run:
+        from local_vllm.runs.dry_run import dry_run
+
+        dry_run(config, console)
+    else:
+        from local_vllm.runs.run import Run
+
+        asyncio.run(Run(config, console).serve())
 
 
 def _fail(error: LocalVLLMError, status: int) -> int:

@@ -21,6 +21,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from local_vllm.config.described import is_shape
 from local_vllm.config.files import chosen_files, label, read_env_file, read_files
 from local_vllm.config.findings import Findings
 from local_vllm.config.names import (
@@ -74,13 +75,13 @@ def load_run_config(argv: Sequence[str], *, cwd: Path) -> RunConfig:
     findings.notices += [*merge_notices(labelled), *spelling_notices(labelled)]
     tree = _merged([variables, *sources.values()])
     tree = _overridden(tree, overrides, findings)
-    return _checked(tree, names, tuple(sources), findings)
+    resolved = _with_described_cluster(_resolved(tree, findings), cwd, findings)
+    return _checked(resolved, names, tuple(sources), findings)
 
 
 def _checked(
-    tree: DictConfig, names: Sequence[str], files: tuple[Path, ...], findings: Findings
+    resolved: dict[str, Any], names: Sequence[str], files: tuple[Path, ...], findings: Findings
 ) -> RunConfig:
-    resolved = _resolved(tree, findings)
     settings = check_globals({**resolved, "config_paths": names}, findings.problems)
     servers = check_servers(resolved, findings.problems)
     if not findings.incomplete:
@@ -128,7 +129,15 @@ def _override(parser: OverridesParser, word: str) -> Override:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    """One YAML file in canonical spelling. Raises ConfigError with the file, line and column."""
+    """One config file in canonical spelling. Raises ConfigError with the file, line and column."""
+    tree = _read(file)
+    if not isinstance(tree, dict):
+        raise ConfigError([Problem(str(file), "must be a mapping of servers and variables, not a list")])
+    return canonical_tree({str(key): value for key, value in tree.items()})
+
+
+def _read(file: Path) -> Any:
+    """What a YAML file holds. Raises ConfigError with the file, line and column."""
     try:
         content = OmegaConf.load(file)
     except yaml.MarkedYAMLError as error:
@@ -137,10 +146,22 @@ def _load(file: Path) -> dict[str, Any]:
         raise ConfigError([Problem(where, f"is not YAML: {error.problem or error.context}")]) from error
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem(_where(file, error), str(error).splitlines()[0])]) from error
-    tree = OmegaConf.to_container(content, resolve=False)
-    if not isinstance(tree, dict):
-        raise ConfigError([Problem(str(file), "must be a mapping of servers and variables, not a list")])
-    return canonical_tree({str(key): value for key, value in tree.items()})
+    return OmegaConf.to_container(content, resolve=False)
+
+
+def _with_described_cluster(resolved: dict[str, Any], cwd: Path, findings: Findings) -> dict[str, Any]:
+    """The same tree, with what is in the file that `cluster` names, if it names one that is there."""
+    named = resolved.get("cluster")
+    if not isinstance(named, str) or is_shape(named):
+        return resolved
+    file = cwd / Path(named).expanduser()
+    if not file.is_file():
+        return resolved
+    try:
+        return resolved | {"cluster": _read(file)}
+    except ConfigError as error:
+        findings.problems += error.problems
+        return {key: value for key, value in resolved.items() if key != "cluster"}
 
 
 def _where(file: Path, error: Exception) -> str:

@@ -22,12 +22,26 @@ ENV_VARS_SET_BY_US = {
     "VLLM_API_KEY": "write it as `api_key` of the server, one level up",
     "HF_HOME": "write it as `hf_home` of the server, one level up",
     "RAY_ADDRESS": "write it as the global key `ray_address`",
+    "VLLM_CONFIG_ROOT": "the engine's own launch sets it, to keep secrets out of Ray's state",
+    "VLLM_DP_SIZE": "write it as `data_parallel_size` of vllm_serve_kwargs",
+    "VLLM_DP_RANK": "vLLM numbers its ranks itself",
+    "VLLM_DP_RANK_LOCAL": "vLLM numbers its ranks itself",
     "VLLM_DP_MASTER_IP": "the placement plan sets it",
+    "VLLM_DP_MASTER_PORT": "vLLM takes a free one",
+    "VLLM_HOST_IP": "the placement plan sets it",
     "VLLM_RAY_DP_PLACEMENT_NODE_IPS": "the placement plan sets it",
 }
+# Flags of vLLM 0.32 that cannot work in an engine that we place, when they are on.
+SWITCHES_REFUSED = {
+    "enable_elastic_ep": "the number of ranks would change, and the placement plan is made once",
+    "enable_fault_tolerance": "vLLM refuses it unless an external load balancer stands before its ranks",
+}
+# vLLM refuses these under fill: their ranks 0-7, 8-15, ... must share a node.
+WHOLE_NODE_BACKENDS = ("deepep_high_throughput", "deepep_low_latency")
 
 
-def _no_bool(value: Any) -> Any:
+def no_bool(value: Any) -> Any:
+    """Keeps true from being taken for 1."""
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {str(value).lower()}")
     return value
@@ -54,9 +68,9 @@ def _environment(value: Any) -> Any:
     return {name: str(int(item)) if isinstance(item, bool) else item for name, item in given.items()}
 
 
-Number = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[int, BeforeValidator(no_bool)]
 PositiveInt = Annotated[Number, Field(ge=1)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(no_bool), Field(gt=0)]
 Urls = Annotated[tuple[str, ...], BeforeValidator(_split_urls), Field(min_length=1)]
 NullIsEmpty = BeforeValidator(lambda value: {} if value is None else value)
 JsonObject = Annotated[dict[str, Any], NullIsEmpty]
@@ -192,9 +206,12 @@ class VLLMServeKwargs(BaseModel):
     data_parallel_size_local: PositiveInt | None = Field(
         None, description="Copies on each node under strict; chosen by the placement plan when it is absent."
     )
+    prefill_context_parallel_size: PositiveInt | None = Field(
+        None, description="GPUs that share the prompt of a request (PCP): a copy takes TP x PP x PCP of them."
+    )
 
     def flags(self) -> dict[str, Any]:
-        """Every flag that was set, the four sizes above included."""
+        """Every flag that was set, the sizes above included."""
         return self.model_dump(exclude_none=True)
 
 
@@ -248,9 +265,12 @@ class LocalVLLMModelSettings(ChatSettings):
         kwargs = raw.get("vllm_serve_kwargs")
         if isinstance(kwargs, Mapping):
             yield from _below("vllm_serve_kwargs", flag_problems(kwargs))
+            yield from _below("vllm_serve_kwargs", _launch_problems(_snake_case_keys(kwargs)))
         env_vars = raw.get("vllm_serve_env_vars")
         if isinstance(env_vars, Mapping):
             yield from _below("vllm_serve_env_vars", _env_var_problems(env_vars))
+        if isinstance(kwargs, Mapping) and isinstance(env_vars, Mapping):
+            yield from _together_problems(_snake_case_keys(kwargs), env_vars)
 
 
 def _env_var_problems(env_vars: Mapping[str, Any]) -> Iterator[Problem]:
@@ -264,6 +284,25 @@ def _env_var_problems(env_vars: Mapping[str, Any]) -> Iterator[Problem]:
         )
     elif strategy not in PACK_STRATEGIES:
         yield Problem(PACK_STRATEGY, f"must be one of strict, fill and span, not {strategy!r}")
+
+
+def _launch_problems(flags: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, reason in SWITCHES_REFUSED.items():
+        if str(flags.get(name, False)).lower() != "false":
+            yield Problem(name, f"must not be on: {reason}")
+    servers = flags.get("api_server_count")
+    if servers is not None and str(servers).lstrip("-").isdigit() and int(servers) < 1:
+        yield Problem("api_server_count", f"must be at least 1, not {servers}: nothing would answer")
+
+
+def _together_problems(flags: Mapping[str, Any], env_vars: Mapping[str, Any]) -> Iterator[Problem]:
+    backend = flags.get("all2all_backend")
+    if env_vars.get(PACK_STRATEGY) == "fill" and backend in WHOLE_NODE_BACKENDS:
+        yield Problem(
+            "vllm_serve_kwargs.all2all_backend",
+            f"{backend} needs its ranks eight by eight on a node, which {PACK_STRATEGY}=fill does not "
+            "promise, and vLLM refuses it: write strict",
+        )
 
 
 def _below(key: str, problems: Iterator[Problem]) -> Iterator[Problem]:

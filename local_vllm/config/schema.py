@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from local_vllm.config.described import DescribedNodes, described_nodes, named_apart
 from local_vllm.config.model_servers import (
     ChatSettings,
     JsonObject,
@@ -35,6 +36,7 @@ __all__ = [
     "REGISTRY",
     "RESOURCES",
     "ChatSettings",
+    "DescribedNodes",
     "GlobalSettings",
     "LocalVLLMModelProxySettings",
     "LocalVLLMModelSettings",
@@ -72,11 +74,15 @@ def implementations() -> dict[str, str]:
     return {name: kind for kind, known in REGISTRY.items() for name in known}
 
 
+Described = Annotated[
+    tuple[DescribedNodes, ...], BeforeValidator(described_nodes), AfterValidator(named_apart)
+]
+
+
 class GlobalSettings(Settings):
     """The global keys, one set for all commands: each reads what concerns it."""
 
     aliases: ClassVar = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
-    not_yet: ClassVar = frozenset({"cluster", "dry_run"})
 
     config_paths: tuple[str, ...] = Field(
         (), description="Config files, merged from left to right; from here, else the shipped ones."
@@ -91,10 +97,13 @@ class GlobalSettings(Settings):
     logical_gpus: Number | None = Field(
         None, ge=0, description="GPUs that a private cluster pretends to have, on a machine without any."
     )
-    dry_run: bool = Field(False, description="Draw the placement plan and stop.")
-    cluster: str | dict[str, Any] | None = Field(
+    dry_run: bool = Field(
+        False, description="Draw the plan and show how each engine would be started; start nothing."
+    )
+    cluster: Described | None = Field(
         None,
-        description="With dry_run: a cluster described by hand, as 4x8 (nodes x GPUs) or a YAML of nodes.",
+        description="With dry_run: a cluster described by hand, as nodes x GPUs (4x8, 1x0+4x8), as a list "
+        "of nodes, or as the path of a YAML file with one.",
     )
     hf_token: SecretStr | None = Field(
         None, description="Token of the Hugging Face Hub; keep it in env.yaml."
@@ -112,6 +121,19 @@ class GlobalSettings(Settings):
     )
     resume_from_cache: bool = Field(False, description="Go on with the rollouts that the output file lacks.")
     entrypoint: str | None = Field(None, description="ng_test: the part whose tests to run.")
+
+    @field_validator("cluster")
+    @classmethod
+    def _described_alone(cls, value: Any, info: ValidationInfo) -> Any:
+        # A key that is wrong itself is absent from the data, and has been told.
+        if value is None:
+            return value
+        if not info.data.get("dry_run", True):
+            raise ValueError("describes machines to draw a plan on: add +dry_run=true, or leave it out")
+        for key in ("ray_address", "logical_gpus"):
+            if info.data.get(key) is not None:
+                raise ValueError(f"is given beside {key}: a plan is drawn on one cluster, so keep one of the two")
+        return value
 
 
 GLOBAL_KEYS = frozenset(GlobalSettings.model_fields) | frozenset(GlobalSettings.aliases)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
@@ -196,11 +196,19 @@ def _is_secret(field: Any) -> bool:
 def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     for part in location:
         field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not isinstance(inner, type) or not issubclass(inner, BaseModel):
+        inner = _model_in(field.annotation) if field else None
+        if inner is not None:
+            model = inner
+        elif not part.isdigit():
             break
-        model = inner
     return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation: itself, or that of the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _all_settings(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:

@@ -19,7 +19,14 @@ from local_vllm.plan.vllm_flags import placement_env, placement_flags
 
 # Ray tells its workers who they are in variables that a driver of its own must not inherit.
 _KEPT_RAY_VARIABLES = ("RAY_AUTH_", "RAY_TLS_", "RAY_USE_TLS")
+# With one data-parallel rank vLLM would take these from the shell of whoever started Ray.
+_NOT_INHERITED = ("VLLM_DP_SIZE", "VLLM_DP_RANK", "VLLM_DP_RANK_LOCAL", "VLLM_DP_MASTER_PORT")
 _NEVER_S = "31536000"
+# The CPU distribution is not called `vllm`, and its `vllm serve` looks that name up and fails.
+_MODULES: Mapping[EngineKind, tuple[str, ...]] = {
+    "gpu": ("vllm.entrypoints.cli.main", "serve"),
+    "cpu": ("vllm.entrypoints.openai.api_server",),
+}
 SECRET_VARIABLES = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -27,23 +34,25 @@ SECRET_VARIABLES = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 class Site:
     """What is only known on the engine's node.
 
+    A dry run, which is not there, has words such as `<free port>` in their place.
+
     Attributes:
         kind: which vLLM is installed there.
-        port: a free port of the node.
+        port: a free port of the node, or a word for it.
         node_address: the node's address as Ray knows it.
         ray_address: where the engine's own driver joins the cluster.
         weights: folder or Hub id to load.
-        model_config: the model's config.json; empty if it could not be read.
+        model_config: the model's config.json; empty if it could not be read, None if it is not there yet.
         scratch: a folder of this engine alone.
         environment: the environment of the process that launches it.
     """
 
     kind: EngineKind
-    port: int
+    port: int | str
     node_address: str
     ray_address: str
     weights: str
-    model_config: Mapping[str, object]
+    model_config: Mapping[str, object] | None
     scratch: Path
     environment: Mapping[str, str] = field(repr=False)
 
@@ -61,22 +70,35 @@ def serve_flags(spec: EngineSpec, site: Site) -> dict[str, object]:
     }
     if site.kind == "cpu":
         defaults |= cpu_flags.flags(wanted, spec.placement.topology, site.model_config)
+    else:
+        defaults["api_server_count"] = spec.placement.topology.data_parallel_size
     return defaults | wanted | placement_flags(spec.placement) | injected
 
 
 def serve_command(spec: EngineSpec, site: Site) -> list[str]:
-    """The command line of the engine."""
-    flags = serve_flags(spec, site)
-    if site.kind == "cpu":
-        # The CPU distribution is not called `vllm`, and its `vllm` script looks that name up and fails.
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", site.weights, *to_argv(flags)]
-    flags.setdefault("api_server_count", spec.placement.topology.data_parallel_size)
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", site.weights, *to_argv(flags)]
+    """The command line of the engine, as it is executed."""
+    return [sys.executable, "-m", *_MODULES[site.kind], *_arguments(spec, site)]
+
+
+def typed_command(spec: EngineSpec, site: Site) -> list[str]:
+    """The same command line as a person types it: where there is a `vllm` script, it is that module's."""
+    program = ["vllm", "serve"] if site.kind == "gpu" else ["python", "-m", *_MODULES[site.kind]]
+    return [*program, *_arguments(spec, site)]
+
+
+def _arguments(spec: EngineSpec, site: Site) -> list[str]:
+    model = ["--model", site.weights] if site.kind == "cpu" else [site.weights]
+    return [*model, *to_argv(serve_flags(spec, site))]
 
 
 def serve_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
     """The whole environment of the engine: secrets included, so it is never shown."""
     inherited = {name: value for name, value in site.environment.items() if _is_inherited(name, value)}
+    return inherited | our_environment(spec, site)
+
+
+def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
+    """The variables that we set and those of the configuration, whatever is inherited. They hold secrets."""
     ours = {
         "RAY_ADDRESS": site.ray_address,
         "VLLM_HOST_IP": site.node_address,
@@ -85,24 +107,25 @@ def serve_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         "VLLM_CONFIG_ROOT": str(site.scratch),
         "HF_HOME": str(spec.hf_home),
         "PYTHONUNBUFFERED": "1",
+        "VLLM_NO_USAGE_STATS": "1",
     }
     if spec.hf_token:
         ours["HF_TOKEN"] = spec.hf_token
     if spec.debug:
         ours["VLLM_LOGGING_LEVEL"] = "DEBUG"
-    if site.kind == "cpu":
-        ours |= cpu_flags.ENVIRONMENT
-    quiet = {"VLLM_NO_USAGE_STATS": "1"}
     if not spec.show_stats:
         # The statistics themselves stay on: /metrics is made of them.
-        quiet["VLLM_LOG_STATS_INTERVAL"] = _NEVER_S
+        ours["VLLM_LOG_STATS_INTERVAL"] = _NEVER_S
+    if site.kind == "cpu":
+        ours |= cpu_flags.ENVIRONMENT
     configured = dict(spec.vllm_serve_env_vars)
-    for_workers = worker_variables(configured, site.environment)
-    return inherited | quiet | ours | placement_env(spec.placement) | configured | for_workers
+    return ours | placement_env(spec.placement) | configured | worker_variables(configured, site.environment)
 
 
 def _is_inherited(name: str, value: str) -> bool:
     if name.startswith("RAY_"):
         return name.startswith(_KEPT_RAY_VARIABLES)
+    if name in _NOT_INHERITED:
+        return False
     # Ray hides the GPUs from an actor that asked for none by emptying this variable; vLLM's workers get theirs from Ray.
     return not (name == "CUDA_VISIBLE_DEVICES" and not value)

@@ -10,12 +10,18 @@ from local_vllm.plan.topology import Topology
 # Lets vLLM's Ray backends count logical GPUs on a machine without any (cpu/plugin.py reads it).
 ENVIRONMENT = {"VLLM_LOCAL_LOGICAL_GPUS": "1"}
 SMALLEST_KV_BYTES = 64 * 2**20
+UNKNOWN_KV_BYTES = "<room for two sequences>"
 _BLOCK_TOKENS = 128
 _BYTES_OF_DTYPE = {"float32": 4, "float": 4}
 
 
-def flags(wanted: Mapping[str, object], topology: Topology, model_config: Mapping[str, object]) -> dict[str, object]:
-    """Defaults for flags that `wanted` leaves open, in snake_case."""
+def flags(
+    wanted: Mapping[str, object], topology: Topology, model_config: Mapping[str, object] | None
+) -> dict[str, object]:
+    """Defaults for flags that `wanted` leaves open, in snake_case.
+
+    Without a model_config, what it decides is a word in angle brackets.
+    """
     chosen: dict[str, object] = {}
     if not wanted.keys() & {"enforce_eager", "compilation_config"}:
         # Compiling costs most of a minute on a CPU. With a pipeline vLLM skips the profile run that its stages
@@ -23,7 +29,11 @@ def flags(wanted: Mapping[str, object], topology: Topology, model_config: Mappin
         pipelined = topology.pipeline_parallel_size > 1
         chosen |= {"compilation_config": {"mode": 1, "backend": "eager"}} if pipelined else {"enforce_eager": True}
     if "kv_cache_memory_bytes" not in wanted:
-        chosen["kv_cache_memory_bytes"] = max(SMALLEST_KV_BYTES, 2 * sequence_kv_bytes(wanted, topology, model_config))
+        chosen["kv_cache_memory_bytes"] = (
+            UNKNOWN_KV_BYTES
+            if model_config is None
+            else max(SMALLEST_KV_BYTES, 2 * sequence_kv_bytes(wanted, topology, model_config))
+        )
     return chosen
 
 

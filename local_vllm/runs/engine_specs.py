@@ -10,9 +10,9 @@ from pathlib import Path
 from local_vllm.cluster import machine
 from local_vllm.config.schema import LocalVLLMModelSettings, RunConfig, ServerConfig
 from local_vllm.engine.spec import EngineSpec
+from local_vllm.engine.topology import topology_of
 from local_vllm.plan.placement import Placement
 from local_vllm.plan.topology import Topology
-from local_vllm.serving.local_vllm_model import topology_of
 
 # What the documents write as the key of an engine that asks for none.
 NO_KEY = "dummy"

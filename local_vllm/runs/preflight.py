@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 
 import psutil
 
@@ -27,26 +28,28 @@ def check_machine(config: RunConfig) -> None:
         ConfigError: the configuration does not suit this machine.
         RunError: somebody else has the port.
     """
-    if local_servers(config) and machine.engine_kind() is None:
-        wanted = "gpu" if machine.gpu_count() else "cpu"
-        raise ConfigError([Problem("", f"no vLLM is installed in this Python: pip install 'local_vllm[{wanted}]'")])
-    check_logical_gpus(config)
+    if problems := [*_missing_engine(config), *logical_gpus_problems(config)]:
+        raise ConfigError(problems)
     if address := joined_address(config):
         check_cluster(address)
     else:
         check_port(config.settings.http_host, config.settings.http_port)
 
 
-def check_logical_gpus(config: RunConfig) -> None:
-    """Raise ConfigError when `logical_gpus` is set where nothing could obey it."""
-    problems = []
-    if config.settings.logical_gpus is not None and machine.gpu_count():
-        found = machine.gpu_count()
-        problems.append(Problem("logical_gpus", f"this machine has {found} real GPUs; remove the key to use them"))
-    if config.settings.logical_gpus is not None and joined_address(config):
-        problems.append(Problem("logical_gpus", "is for a private cluster; the one to be joined has its own GPUs"))
-    if problems:
-        raise ConfigError(problems)
+def _missing_engine(config: RunConfig) -> Iterator[Problem]:
+    if local_servers(config) and machine.engine_kind() is None:
+        wanted = "gpu" if machine.gpu_count() else "cpu"
+        yield Problem("", f"no vLLM is installed in this Python: pip install 'local_vllm[{wanted}]'")
+
+
+def logical_gpus_problems(config: RunConfig) -> Iterator[Problem]:
+    """What is wrong with `logical_gpus` where nothing could obey it."""
+    if config.settings.logical_gpus is None:
+        return
+    if found := machine.gpu_count():
+        yield Problem("logical_gpus", f"this machine has {found} real GPUs; remove the key to use them")
+    if joined_address(config):
+        yield Problem("logical_gpus", "is for a private cluster; the one to be joined has its own GPUs")
 
 
 def check_cluster(address: str) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from local_vllm.config.schema import LocalVLLMModelProxySettings, RunConfig, ServerConfig, VLLMModelSettings
+from local_vllm.config.redact import redacted
+from local_vllm.config.schema import (
+    LocalVLLMModelProxySettings,
+    OpenAIModelSettings,
+    RunConfig,
+    ServerConfig,
+    VLLMModelSettings,
+)
 from local_vllm.engine.spec import EngineSpec, EngineState, EngineStatus
 from local_vllm.runs.record import ServerRecord
 
@@ -44,4 +51,6 @@ def _model(server: ServerConfig) -> str:
 
 def _engine_url(server: ServerConfig) -> str:
     """Where somebody else's engine is."""
-    return ", ".join(server.settings.base_url) if type(server.settings) is VLLMModelSettings else ""
+    if not isinstance(server.settings, VLLMModelSettings | OpenAIModelSettings):
+        return ""
+    return redacted(", ".join(server.settings.base_url))

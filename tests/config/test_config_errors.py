@@ -22,8 +22,7 @@ WORDS = {
     ),
     "+http_port=x": "http_port: must be a whole number, not 'x'",
     "+http_port=0": "http_port: must be at least 1, not 0",
-    "+cluster=4x8": "cluster: is not supported by this version yet; leave it out",
-    "+dry_run=true": "dry_run: is not supported by this version yet; leave it out",
+    "+cluster=4x8": "cluster: describes machines to draw a plan on: add +dry_run=true, or leave it out",
     "+polcy_model.local_vllm_model.debug=true": (
         "polcy_model.local_vllm_model.debug: unknown key; did you mean `policy_model`?"
     ),
@@ -99,6 +98,37 @@ WORDS = {
         f"{PATH}.vllm_serve_env_vars.VLLM_API_KEY: "
         f"must not be set here; write it as `api_key` of the server, one level up"
     ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_DP_SIZE=2": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_DP_SIZE: "
+        f"must not be set here; write it as `data_parallel_size` of vllm_serve_kwargs"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_DP_RANK=0": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_DP_RANK: must not be set here; vLLM numbers its ranks itself"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_HOST_IP=10.0.0.1": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_HOST_IP: must not be set here; the placement plan sets it"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_DP_MASTER_PORT=1": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_DP_MASTER_PORT: must not be set here; vLLM takes a free one"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.VLLM_CONFIG_ROOT=/x": (
+        f"{PATH}.vllm_serve_env_vars.VLLM_CONFIG_ROOT: "
+        f"must not be set here; the engine's own launch sets it, to keep secrets out of Ray's state"
+    ),
+    f"+{ENGINE}.enable_elastic_ep=true": (
+        f"{FLAGS}.enable_elastic_ep: "
+        f"must not be on: the number of ranks would change, and the placement plan is made once"
+    ),
+    f"+{ENGINE}.enable-fault-tolerance=true": (
+        f"{FLAGS}.enable_fault_tolerance: "
+        f"must not be on: vLLM refuses it unless an external load balancer stands before its ranks"
+    ),
+    f"+{ENGINE}.api_server_count=0": (
+        f"{FLAGS}.api_server_count: must be at least 1, not 0: nothing would answer"
+    ),
+    f"+{ENGINE}.prefill_context_parallel_size=0": (
+        f"{FLAGS}.prefill_context_parallel_size: must be at least 1, not 0"
+    ),
     "+config_paths=1": "config_paths: must be a list of files, such as [a.yaml,b.yaml], not 1",
     "a b": (
         "command line: "
@@ -127,6 +157,21 @@ WORDS = {
 @pytest.mark.parametrize(("word", "line"), WORDS.items(), ids=WORDS)
 def test_a_wrong_word_is_answered_with_one_line(problems, word, line):
     assert problems(word) == [line]
+
+
+@pytest.mark.parametrize("backend", ["deepep_high_throughput", "deepep_low_latency"])
+def test_an_all2all_backend_that_needs_whole_nodes_is_refused_under_fill_as_by_vllm(problems, load, backend):
+    words = [f"+{ENGINE}.all2all_backend={backend}", f"+{PATH}.vllm_serve_env_vars.VLLM_RAY_DP_PACK_STRATEGY="]
+
+    assert problems(words[0], f"{words[1]}fill") == [
+        f"{FLAGS}.all2all_backend: {backend} needs its ranks eight by eight on a node, which "
+        "VLLM_RAY_DP_PACK_STRATEGY=fill does not promise, and vLLM refuses it: write strict"
+    ]
+    load(words[0], f"{words[1]}strict")
+
+
+def test_a_switch_that_is_refused_may_be_off(load):
+    load(f"+{ENGINE}.enable_elastic_ep=false")
 
 
 FILES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from local_vllm.plan.cluster import Cluster, Node
+from local_vllm.plan.cluster import Cluster, Holding, Node
 from local_vllm.plan.drawing import draw_placements, letter
 from local_vllm.plan.placement import plan_placements
 from local_vllm.plan.topology import PackStrategy, Topology
@@ -29,7 +29,8 @@ DRAWING = """\
 A   policy: DP 2 x TP 4, strict, 8 GPUs on 1 node, rank 0 on 10.0.0.4
 B   large: DP 1 x TP 16, span, 16 GPUs on 2 nodes, rank 0 on 10.0.0.1
 C   judge: DP 1 x TP 2, strict, 2 GPUs on 1 node, rank 0 on 10.0.0.3
-.   free   #   in use by others"""
+.   free: 10
+#   in use by others: 4"""
 
 
 def test_nodes_are_rows_and_gpus_are_cells():
@@ -50,6 +51,44 @@ def test_nodes_that_look_the_same_are_counted():
     text = draw_placements(picture, plan_placements(picture, SERVERS[:1]))
     assert "...         and 96 more like it, to 10.0.0.100" in text
     assert len(text.splitlines()) < 10
+
+
+def test_rows_of_ours_that_look_the_same_are_counted_too():
+    picture = cluster(*[8] * 64)
+    text = draw_placements(picture, plan_placements(picture, [Topology("wide", 2, 128, 1, PackStrategy.SPAN)]))
+    assert "10.0.0.3   A0 A0 A0 A0 A0 A0 A0 A0\n...        and 13 more like it, to 10.0.0.16\n10.0.0.17  A1" in text
+    assert "... " in text and len(text.splitlines()) < 16
+
+
+def test_a_plan_of_64_nodes_is_read_at_one_glance():
+    picture = cluster(*[8] * 64)
+    servers = [
+        Topology("policy", 16, 8, 1, PackStrategy.STRICT),
+        Topology("large", 2, 128, 1, PackStrategy.SPAN),
+        Topology("judge", 4, 2, 1, PackStrategy.STRICT),
+    ]
+    lines = draw_placements(picture, plan_placements(picture, servers), width=80).splitlines()
+    assert len(lines) < 40
+    assert max(map(len, lines)) <= 80
+
+
+def test_rows_wider_than_the_page_are_counted_instead():
+    picture = cluster(8, 4)
+    placements = plan_placements(picture, SERVERS[:1])
+    assert draw_placements(picture, placements, width=33) == draw_placements(picture, placements)
+    counted = draw_placements(picture, placements, width=32).splitlines()
+    assert counted[:2] == ["10.0.0.1  A0 x4  A1 x4", "10.0.0.2  . x4  # x4"]
+
+
+def test_a_node_without_gpus_is_a_row_that_says_so():
+    picture = Cluster((Node("head", "head", 0, 0, 4, 4), Node("n1", "n1", 1, 1, 4, 4)))
+    assert draw_placements(picture, []).splitlines()[:2] == ["head  no GPUs", "n1    ."]
+
+
+def test_the_holders_of_gpus_in_use_are_named():
+    held = (Holding("judge of run 7f3a", 3),)
+    picture = Cluster((replace(cluster(4).nodes[0], holdings=held),))
+    assert draw_placements(picture, []).endswith("#   in use by others: 4 (3 by judge of run 7f3a)")
 
 
 def test_a_painter_sees_every_cell_of_its_server():
