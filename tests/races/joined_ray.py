@@ -55,10 +55,11 @@ def joined_ray(gpus: int, **more: str) -> Iterator[JoinedRay]:
         token = Path(folder, "token")
         token.write_text(secrets.token_hex(32))
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **more}
-        port = free_ports(1)[0]
+        port, clients, agent = free_ports(3)
         command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", f"--port={port}"]
         command += [f"--num-gpus={gpus}", "--num-cpus=64", "--include-dashboard=false", "--disable-usage-stats"]
-        command += [f"--temp-dir={folder}/ray", f"--object-store-memory={128 * 2**20}", "--min-worker-port=0"]
+        command += [f"--temp-dir={folder}/ray", f"--object-store-memory={128 * 2**20}"]
+        command += [f"--ray-client-server-port={clients}", f"--dashboard-agent-listen-port={agent}"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         log = Path(folder, "ray.log")
         guard = Guarded(list(map(str, command)), env=inherited | auth, log_path=log, grace_s=10)
