@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from local_vllm.config.schema import REGISTRY
+from local_vllm.cli.run import run
+from local_vllm.config.compose import load_run_config
+from local_vllm.config.schema import REGISTRY, DescribedNodes
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -20,3 +24,32 @@ def test_a_field_that_passes_through_stands_in_the_table(field: str) -> None:
 @pytest.mark.parametrize("implementation", [name for known in REGISTRY.values() for name in known])
 def test_an_implementation_stands_in_the_table(implementation: str) -> None:
     assert f"| `{implementation}` |" in README
+
+
+@pytest.mark.parametrize("key", DescribedNodes.model_fields)
+def test_a_key_of_a_described_node_stands_in_the_table(key: str) -> None:
+    assert re.search(rf"^\| .*`{key}`", README, re.MULTILINE)
+
+
+def test_the_dry_run_prints_what_the_readme_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = README.partition("### Try a plan before the machines exist")[2]
+    command, shown = (re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL)[1] for kind in ("bash", "text"))
+    (tmp_path / "env.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in ("RAY_ADDRESS", "HF_HOME", "HF_TOKEN", "XDG_STATE_HOME", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+    assert run(shlex.split(command.replace("\\\n", ""))[1:]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_the_file_of_nodes_in_the_readme_describes_a_cluster(tmp_path: Path) -> None:
+    block = re.search(r"```yaml\n# nodes.yaml.*?```", README, re.DOTALL)[0]
+    (tmp_path / "nodes.yaml").write_text(block.strip("`").removeprefix("yaml"))
+    (tmp_path / "env.yaml").touch()
+    nodes = load_run_config(["+dry_run=true", "+cluster=nodes.yaml"], cwd=tmp_path).settings.cluster
+
+    assert [(group.count, group.gpus) for group in nodes] == [(1, 0), (4, 8), (1, 8)]

@@ -25,9 +25,13 @@ ng_run brings vLLM engines up on a Ray cluster and serves the OpenAI Responses A
     ++policy_model.responses_api_models.local_vllm_model.vllm_serve_kwargs.tensor_parallel_size=2
                                                            any key, overridden on the command line
   ng_run +model=Qwen/Qwen3-30B-A3B-Instruct-2507           the shipped config of a model
+  ng_run ... +dry_run=true                                 the plan, drawn, and every engine's command line
+  ng_run ... +dry_run=true +cluster=4x8                    the same for 4 nodes of 8 GPUs that need not exist
 
 Overrides are Hydra's: +key=value adds, ++key=value adds or replaces, ~key removes.
 Ctrl-C waits for requests in flight and leaves nothing running; a second Ctrl-C stops at once.
+A dry run plans on +cluster, else on the Ray cluster to be joined as it is now, else on this machine; it starts
+and takes nothing. A plan that does not fit ends with status 1, as in a real run.
 Exit status: 0 done, 2 the configuration is wrong, 1 anything else.
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from local_vllm.config.schema import REGISTRY, ChatSettings, GlobalSettings, Settings
+from local_vllm.config.schema import REGISTRY, ChatSettings, DescribedNodes, GlobalSettings, Settings
 
 WIDTH = 110
 _INDENT = 26
@@ -17,7 +17,8 @@ _INDENT = 26
 
 def global_keys_help() -> str:
     """The keys that stand at the top level, and what they do."""
-    return "\n".join(("Global keys, as +key=value:", *_model_lines(GlobalSettings)))
+    nodes = ("", "Keys of a node in +cluster=[{gpus:8,count:2}]:", *_model_lines(DescribedNodes))
+    return "\n".join(("Global keys, as +key=value:", *_model_lines(GlobalSettings), *nodes, ""))
 
 
 def server_keys_help() -> str:
