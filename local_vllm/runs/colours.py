@@ -24,3 +24,8 @@ def painter(console: Console) -> Paint:
 def print_painted(console: Console, text: str) -> None:
     """Print a painted text in what colours the terminal has, no line folded: lines are there to be copied."""
     console.print(Text.from_ansi(text), soft_wrap=True)
+
+
+def drawing_width(console: Console) -> int | None:
+    """How wide a drawing may be; a file has no width."""
+    return console.width if console.is_terminal else None

@@ -19,7 +19,7 @@ from local_vllm.errors import ConfigError, PlacementError
 from local_vllm.plan.drawing import Paint, draw_placements, letter
 from local_vllm.plan.placement import Placement, plan_placements
 from local_vllm.runs import pictures
-from local_vllm.runs.colours import painter, print_painted
+from local_vllm.runs.colours import drawing_width, painter, print_painted
 from local_vllm.runs.engine_specs import NO_KEY, engine_specs, local_servers, topologies
 from local_vllm.runs.pictures import Picture
 from local_vllm.runs.preflight import joined_address, logical_gpus_problems
@@ -50,9 +50,9 @@ def dry_run(config: RunConfig, console: Console) -> None:
     try:
         placements = plan_placements(picture.cluster, topologies(config))
     except PlacementError:
-        print_painted(console, draw_placements(picture.cluster, [], width=_width(console)))
+        print_painted(console, draw_placements(picture.cluster, [], width=drawing_width(console)))
         raise
-    print_painted(console, draw_placements(picture.cluster, placements, width=_width(console), paint=paint))
+    print_painted(console, draw_placements(picture.cluster, placements, width=drawing_width(console), paint=paint))
     specs = shown_specs(config, picture, placements)
     engines, others = _engines(specs, picture, paint), _others(config, specs, picture.url)
     _print_paragraphs(console, [*engines, *others, _notes(picture)])
@@ -71,10 +71,6 @@ def _picture(config: RunConfig) -> Picture:
     if address := joined_address(config):
         return pictures.live(config, address)
     return pictures.this_machine(config)
-
-
-def _width(console: Console) -> int | None:
-    return console.width if console.is_terminal else None
 
 
 def _engines(specs: Sequence[EngineSpec], picture: Picture, paint: Paint) -> Iterator[str]:
