@@ -20,8 +20,10 @@ import ray
 
 from local_vllm.cluster import machine
 from local_vllm.engine import command, weights
+from local_vllm.engine.hub_variables import for_an_engine
 from local_vllm.engine.log import LogReader
-from local_vllm.engine.spec import EngineSpec, EngineState, EngineStatus
+from local_vllm.engine.spec import Download, EngineSpec, EngineState, EngineStatus
+from local_vllm.engine.weights_on_nodes import provide_weights
 from local_vllm.errors import EngineStartError
 from local_vllm.processes.guarded import Guarded
 from local_vllm.processes.listeners import listening_pids
@@ -120,9 +122,7 @@ class EngineHost:
             await self._end(EngineState.FAILED, f"{type(error).__name__}: {error}")
 
     async def _provide_weights(self) -> None:
-        self._site_weights = await asyncio.to_thread(
-            weights.provide_weights, self.spec.model, self.spec.hf_home, self.spec.hf_token, self._tell_from_thread()
-        )
+        self._site_weights = await provide_weights(self.spec, self._tell)
 
     async def _live(self) -> None:
         await self._start()
@@ -156,7 +156,7 @@ class EngineHost:
             weights=site_weights,
             model_config=weights.read_model_config(site_weights, self.spec.hf_home),
             scratch=self.spec.scratch,
-            environment=dict(os.environ),
+            environment={**os.environ, **for_an_engine(self.spec.hub_variables)},
         )
 
     def _launch(self, site: command.Site) -> None:
@@ -211,18 +211,15 @@ class EngineHost:
         shutil.rmtree(self.spec.scratch, ignore_errors=True)
         await self._set(state, detail)
 
-    async def _tell(self, detail: str) -> None:
-        if detail != self._status.detail:
-            await self._set(EngineState.STARTING, detail)
+    async def _tell(self, detail: str, download: Download | None = None) -> None:
+        if (detail, download) != (self._status.detail, self._status.download):
+            await self._set(EngineState.STARTING, detail, download)
 
-    def _tell_from_thread(self):
-        loop = asyncio.get_running_loop()
-        return lambda detail: asyncio.run_coroutine_threadsafe(self._tell(detail), loop)
-
-    async def _set(self, state: EngineState, detail: str, **more: str) -> None:
+    async def _set(self, state: EngineState, detail: str, download: Download | None = None, **more: str) -> None:
         async with self._changed:
+            version = self._status.version + 1
             self._status = replace(
-                self._status, version=self._status.version + 1, state=state, detail=detail, **more
+                self._status, version=version, state=state, detail=detail, download=download, **more
             )
             self._changed.notify_all()
 

@@ -1,62 +1,130 @@
-"""A model's files: the project's own tiny model is built, a local folder is used as it is, a Hub id is fetched."""
+"""A model's files on one node: found, built, or fetched from the Hub. Which nodes need them is weights_on_nodes.py's."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from local_vllm.engine.spec import DEFAULT_MODEL
+from local_vllm.engine.spec import DEFAULT_MODEL, Download
 from local_vllm.errors import EngineStartError
 
-# Weights in other formats than the one vLLM loads, often as large as the weights themselves.
-_NOT_LOADED = ["original/*", "metal/*", "*.gguf", "*.onnx", "*.pth", "*.msgpack", "*.h5", "*.tflite", "*.ot"]
+if TYPE_CHECKING:
+    from local_vllm.engine.hub import Snapshot, WantedModel
+
+# A shared file system may hide for so long from one node what another has written (NFS remembers what was not there).
+VISIBLE_WITHIN_S = 90.0
+LOOK_AGAIN_S = 0.5
+_PROBES = ".local_vllm-probe-"
+_OLD_PROBE_S = 3600.0
 
 
-def provide_weights(model: str, hf_home: Path, token: str | None, tell: Callable[[str], None]) -> str:
-    """Make the files of `model` available on this machine; returns what vLLM is to load.
+class NodeWeights:
+    """What is asked of each node, in a process of its own, which can be killed in the middle of a download.
+
+    huggingface_hub reads its variables when it is imported: they are set first, and it is imported where it is used.
 
     Args:
-        model: a Hub id, a local folder, or DEFAULT_MODEL.
-        hf_home: the Hugging Face cache; what lies in its `hub` is not fetched again.
-        tell: called with what is being done.
-
-    Raises:
-        EngineStartError: the files cannot be had; the message says why and what to change.
+        variables: the variables by which the Hub is reached; those of the node hold where they say nothing.
+        token: for the Hub; None: one saved on the node, if any.
+        hf_home: the Hugging Face cache; the models lie in its `hub`.
     """
-    if model == DEFAULT_MODEL:
-        tell("building the default model")
-        return str(build_default_model())
-    if Path(model).expanduser().is_dir():
-        return str(Path(model).expanduser().resolve())
-    tell(f"fetching the weights of {model}")
-    _fetch(model, hf_home / "hub", token)
-    return model
+
+    def __init__(self, variables: Mapping[str, str], token: str | None, hf_home: Path) -> None:
+        os.environ.update({"HF_XET_CACHE": str(hf_home / "xet"), **variables})
+        self.cache = hf_home / "hub"
+        self._token = token
+        self._probe: Path | None = None
+
+    def local_folder(self, model: str) -> str | None:
+        """The folder that `model` names on this node, if it does."""
+        return local_folder(model)
+
+    def default_model_folder(self) -> str:
+        """Where the default model belongs on this node."""
+        return str(default_model_folder())
+
+    def build_default_model(self, folder: str) -> None:
+        """Make `folder` hold the default model; at once if it does.
+
+        Raises EngineStartError: it cannot be written.
+        """
+        from local_vllm.cpu.default_model import build_default_model
+
+        try:
+            build_default_model(Path(folder))
+        except OSError as error:
+            raise EngineStartError(
+                f"the default model cannot be built in {folder}: {error.strerror or error}; make room there, or set "
+                "XDG_CACHE_HOME to a folder that can be written"
+            ) from error
+
+    def find(self, wanted: WantedModel) -> Snapshot:
+        """What is to be loaded of a model. Raises EngineStartError: there is no such thing."""
+        from local_vllm.engine.hub import find_snapshot
+
+        return find_snapshot(wanted, self.cache, self._access())
+
+    def lacks(self, snapshot: Snapshot) -> bool:
+        """Whether files of it are not in the cache here."""
+        return bool(snapshot.missing(self.cache))
+
+    def fetch(self, snapshot: Snapshot) -> Iterator[Download]:
+        """Fetch it, telling how far it is. Raises EngineStartError: it cannot be had."""
+        from local_vllm.engine.fetch import Fetch
+
+        yield from Fetch(snapshot, self.cache, self._access()).progress()
+
+    def sees(self, files: Sequence[str], within_s: float = VISIBLE_WITHIN_S) -> list[str]:
+        """Wait until all `files` show up here; returns those that do not."""
+        deadline = time.monotonic() + within_s
+        while (missing := [file for file in files if not _is_there(file)]) and time.monotonic() < deadline:
+            time.sleep(LOOK_AGAIN_S)
+        return missing
+
+    def leave_probe(self, folder: str) -> str:
+        """Leave a small file in `folder`, by which other nodes see whether they share it; returns its path.
+
+        Raises EngineStartError: the folder cannot be written.
+        """
+        probe = Path(folder) / f"{_PROBES}{secrets.token_hex(8)}"
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            _drop_old_probes(probe.parent)
+            probe.touch()
+        except OSError as error:
+            raise EngineStartError(
+                f"the cache {folder} cannot be written: {error.strerror or error}; change its owner or mode, make "
+                "room, or set hf_home to another folder"
+            ) from error
+        self._probe = probe
+        return str(probe)
+
+    def take_probe(self) -> None:
+        """Remove the probe again."""
+        if self._probe is not None:
+            self._probe.unlink(missing_ok=True)
+
+    def _access(self):
+        from local_vllm.engine.hub import HubAccess
+
+        return HubAccess.of(os.environ, self._token)
 
 
-def build_default_model() -> Path:
-    """Build the tiny model, once for each version of it, below the user's cache."""
-    from local_vllm.cpu.default_model import build_default_model as build
+def local_folder(model: str) -> str | None:
+    """The absolute path of the folder that `model` names on this machine; None if it names none."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else None
 
+
+def default_model_folder() -> Path:
+    """Where the default model is built on this machine: below the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return build(cache / "local_vllm" / DEFAULT_MODEL)
-
-
-def _fetch(model: str, cache: Path, token: str | None) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        snapshot_download(model, cache_dir=cache, token=token, ignore_patterns=_NOT_LOADED)
-    except GatedRepoError as error:
-        raise EngineStartError(f"{model} is gated: accept its terms on the Hub and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise EngineStartError(f"there is no model {model} on the Hub, or HF_TOKEN may not see it") from error
-    except LocalEntryNotFoundError as error:
-        raise EngineStartError(f"{model} is not in {cache} and the Hub cannot be reached: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise EngineStartError(f"the weights of {model} could not be fetched into {cache}: {error}") from error
+    return cache / "local_vllm" / DEFAULT_MODEL
 
 
 def read_model_config(weights: str, hf_home: Path) -> dict[str, object]:
@@ -73,3 +141,18 @@ def read_model_config(weights: str, hf_home: Path) -> dict[str, object]:
         return json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return {}
+
+
+def _is_there(file: str) -> bool:
+    try:
+        os.stat(file)
+    except OSError:
+        return False
+    return True
+
+
+def _drop_old_probes(folder: Path) -> None:
+    """Remove what runs left that were killed."""
+    for probe in folder.glob(f"{_PROBES}*"):
+        if time.time() - probe.stat().st_mtime > _OLD_PROBE_S:
+            probe.unlink(missing_ok=True)
