@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from local_vllm.config.schema import RunConfig
 from local_vllm.runs.clusters import RunCluster
 from local_vllm.runs.janitor import janitor
 from local_vllm.runs.record import RunRecord
-from local_vllm.runs.serve_start import remove_applications, start_serve
+from local_vllm.runs.serve_start import refuse_taken_names, remove_applications, start_serve
 from local_vllm.runs.tenancy import ServeShare, Tenant
 from local_vllm.runs.threads import in_thread
 from local_vllm.serving.deploy import GATEWAY, Deployment, Mount
@@ -45,26 +45,30 @@ async def applications(
     """
     deployment = Deployment(config.servers)
     joined = cluster.guard is None
-    async with tenant.serve() as share:
-        deployed = _settled(config, share, deployment, record)
-        # On a private cluster everything goes with the cluster.
-        watching = janitor(cluster.address, deployed.names, shut_down=share.is_ours) if joined else None
-        try:
-            await in_thread(lambda: start_serve(config.settings, deployed.names, joined, Path(record.volatile)))
-        except BaseException:
-            if watching is not None and not share.is_ours:
-                watching.dismiss()
-            raise
-        keep(deployed)
-    try:
-        targets = deployment.targets(deployed.gateway)
-        await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
+    async with AsyncExitStack() as stack:
+        async with tenant.serve() as share:
+            deployed = _settled(config, share, deployment, record)
+            # On a private cluster everything goes with the cluster.
+            if joined:
+                await in_thread(lambda: refuse_taken_names(deployed.names))
+                await stack.enter_async_context(_removed_after(deployed, cluster, tenant))
+            await in_thread(lambda: start_serve(config.settings, joined, Path(record.volatile)))
+            targets = deployment.targets(deployed.gateway)
+            await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
+            keep(deployed)
         yield deployed
+
+
+@asynccontextmanager
+async def _removed_after(deployed: Deployed, cluster: RunCluster, tenant: Tenant) -> AsyncIterator[None]:
+    """Take the applications away on the way out; a janitor does it when this process cannot any more."""
+    watching = janitor(cluster.address, deployed.names, shut_down=deployed.serve_is_ours)
+    try:
+        yield
     finally:
-        if watching is not None:
-            async with tenant.serve():
-                await in_thread(lambda: remove_applications(deployed.names, shut_down=share.is_ours))
-            watching.dismiss()
+        async with tenant.serve():
+            await in_thread(lambda: remove_applications(deployed.names, shut_down=deployed.serve_is_ours))
+        watching.dismiss()
 
 
 def _settled(config: RunConfig, share: ServeShare, deployment: Deployment, record: RunRecord) -> Deployed:

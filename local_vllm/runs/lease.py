@@ -77,8 +77,9 @@ async def _acquired(name: str, holder: str, hold_s: float, tell: Callable[[str],
     while time.monotonic() < deadline:
         with contextlib.suppress(ValueError):  # the name is taken
             return await in_thread(lambda: _taken(name, holder, hold_s))
-        other = await _seen_holder(name) or other
-        tell(f"waiting for {other}, which launches its engines")
+        if seen := await _seen_holder(name):
+            other = seen
+            tell(f"waiting for {other} to {name}")
         await asyncio.sleep(LOOK_AGAIN_S)
     raise RunError(f"the cluster's {name} lease was not free within {WAIT_DEADLINE_S:.0f} s; {other} holds it")
 

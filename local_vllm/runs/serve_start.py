@@ -17,16 +17,15 @@ from local_vllm.errors import RunError
 _CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
 
 
-def start_serve(settings: GlobalSettings, names: Sequence[str], joined: bool, volatile: Path) -> None:
-    """Have Serve listen where the settings say; on a shared Serve, claim the names.
+def refuse_taken_names(names: Sequence[str]) -> None:
+    """Raise RunError when somebody's application on a shared Serve has one of our names."""
+    taken = sorted(set(names) & running_applications()) if is_serve_running() else []
+    if taken:
+        raise RunError(f"{', '.join(taken)}: served on this cluster already, by no run of ours; rename the servers here")
 
-    Raises:
-        RunError: another run's applications have our names.
-    """
-    if joined and is_serve_running():
-        taken = sorted(set(names) & running_applications())
-        if taken:
-            raise RunError(f"another run on this cluster serves {', '.join(taken)}; stop it, or rename the servers")
+
+def start_serve(settings: GlobalSettings, joined: bool, volatile: Path) -> None:
+    """Have Serve listen where the settings say; where it runs already, it stays as it is."""
     # Serve tells of each of its steps; the run's own progress does that.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = {"host": settings.http_host, "port": settings.http_port}

@@ -26,6 +26,9 @@ from local_vllm.runs.serve_start import is_serve_running, running_applications
 from local_vllm.runs.threads import in_thread
 from local_vllm.serving.deploy import GATEWAY
 
+# The cluster's leases: what one run does at a time.
+LAUNCH = "launch"
+SERVE = "start or stop Serve"
 PLAN_TRIES = 3
 # For how long another run waits before it takes the lease away from one that hangs.
 PLAN_HOLD_S = 120.0
@@ -100,7 +103,7 @@ class FellowTenant:
             RunError: another run has one of our servers' names.
             PlacementError: the engines do not fit on what is free.
         """
-        async with lease("launch", self._title, hold_s=PLAN_HOLD_S, tell=self._tell):
+        async with lease(LAUNCH, self._title, hold_s=PLAN_HOLD_S, tell=self._tell):
             others = await in_thread(published_runs)
             _refuse_held_names(record, others)
             self._registration = await in_thread(lambda: Registration(record))
@@ -124,14 +127,14 @@ class FellowTenant:
     @asynccontextmanager
     async def launching(self, engines: int) -> AsyncIterator[Lease | None]:
         """The time in which vLLM may take the GPUs that were reserved."""
-        async with lease("launch", self._title, hold_s=LAUNCH_HOLD_S * engines, tell=self._tell) as held:
+        async with lease(LAUNCH, self._title, hold_s=LAUNCH_HOLD_S * engines, tell=self._tell) as held:
             await in_thread(self._give_back)
             yield held
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[ServeShare]:
         """The time in which Serve may be started or shut down, and what it is at its beginning."""
-        async with lease("serve", self._title, hold_s=SERVE_HOLD_S, tell=self._tell):
+        async with lease(SERVE, self._title, hold_s=SERVE_HOLD_S, tell=self._tell):
             yield await in_thread(self._serve_share)
 
     def _serve_share(self) -> ServeShare:
