@@ -9,8 +9,10 @@ from pathlib import Path
 
 from local_vllm.cluster import machine
 from local_vllm.config.schema import LocalVLLMModelSettings, RunConfig, ServerConfig
+from local_vllm.engine.hub_variables import hub_variables
 from local_vllm.engine.spec import EngineSpec
 from local_vllm.engine.topology import topology_of
+from local_vllm.engine.weights import local_folder
 from local_vllm.plan.placement import Placement
 from local_vllm.plan.topology import Topology
 
@@ -44,7 +46,8 @@ def _spec(
     return EngineSpec(
         run_id=run_id,
         server=name,
-        model=settings.model,
+        # A relative folder is meant from here, not from wherever the engine's process is started.
+        model=local_folder(settings.model) or settings.model,
         served_name=settings.served_model_names[0],
         api_key=engine_key(settings.api_key.get_secret_value()),
         vllm_serve_kwargs=settings.vllm_serve_kwargs.flags(),
@@ -56,6 +59,7 @@ def _spec(
         debug=settings.debug,
         start_timeout_s=settings.start_timeout_s,
         log_path=logs / f"{name}.log",
+        hub_variables=hub_variables(os.environ),
     )
 
 
