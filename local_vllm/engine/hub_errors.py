@@ -173,7 +173,7 @@ def _of_the_network(error: BaseException, asked: Asked) -> str | None:
 def no_room(asked: Asked, needed: int, free: int) -> str:
     """The line for a disk that is too small, said before anything is fetched."""
     return (
-        f"{asked.model} needs {needed / 1e9:.1f} GB more in {asked.cache}, where {free / 1e9:.1f} GB are free: make "
+        f"{asked.model} needs {needed / 1e9:.3g} GB more in {asked.cache}, where {free / 1e9:.3g} GB are free: make "
         "room there, or set hf_home to another folder"
     )
 

@@ -35,7 +35,8 @@ class NodeWeights:
     """
 
     def __init__(self, variables: Mapping[str, str], token: str | None, hf_home: Path) -> None:
-        os.environ.update({"HF_XET_CACHE": str(hf_home / "xet"), **variables})
+        os.environ.update(variables)
+        os.environ.setdefault("HF_XET_CACHE", str(hf_home / "xet"))
         self.cache = hf_home / "hub"
         self._token = token
         self._probe: Path | None = None
