@@ -12,7 +12,7 @@ from local_vllm.engine.spec import NAMESPACE
 from local_vllm.runs.record import RunRecord
 
 _PREFIX = "run:"
-ANSWER_DEADLINE_S = 5.0
+ANSWER_DEADLINE_S = 10.0
 
 
 class PublishedRun:
@@ -44,6 +44,10 @@ class Registration:
     def update(self, record: RunRecord) -> None:
         """Returns at once; updates arrive in the order of the calls."""
         self._actor.update.remote(record)
+
+    def settle(self) -> None:
+        """Returns when every update has arrived."""
+        ray.get(self._actor.record.remote(), timeout=ANSWER_DEADLINE_S)
 
     def close(self) -> None:
         with contextlib.suppress(ray.exceptions.RayError, ValueError):

@@ -138,9 +138,9 @@ class Run:
             applications=names,
             servers=server_records(self.config, []),
         )
-        placements = await self.tenant.plan(self.record, topologies(self.config))
-        specs = engine_specs(self.config, placements, self.record.run_id, Path(self.record.logs))
-        self._keep(servers=server_records(self.config, specs))
+        async with self.tenant.planning(self.record, topologies(self.config)) as placements:
+            specs = engine_specs(self.config, placements, self.record.run_id, Path(self.record.logs))
+            self._keep(servers=server_records(self.config, specs))
         async with owned_engines(specs) as engines:
             launching = launch_engines(engines, lambda: self.tenant.launching(len(engines)))
             tasks = [asyncio.create_task(engine.follow(self._on_status)) for engine in engines]

@@ -51,10 +51,13 @@ class ServeShare:
     has_root: bool
 
 
-class Tenant(Protocol):
-    """What a run asks of its place on a cluster."""
+Planning = AbstractAsyncContextManager[tuple[Placement, ...]]
 
-    async def plan(self, record: RunRecord, topologies: Sequence[Topology]) -> tuple[Placement, ...]: ...
+
+class Tenant(Protocol):
+    """What a run asks of its place on a cluster. What it keeps while it plans, the next to plan will see."""
+
+    def planning(self, record: RunRecord, topologies: Sequence[Topology]) -> Planning: ...
 
     def launching(self, engines: int) -> AbstractAsyncContextManager[Lease | None]: ...
 
@@ -68,8 +71,11 @@ class Tenant(Protocol):
 class SoleTenant:
     """On a cluster of its own: nobody to wait for."""
 
-    async def plan(self, record: RunRecord, topologies: Sequence[Topology]) -> tuple[Placement, ...]:
-        return plan_placements(await in_thread(read_cluster), topologies)
+    @asynccontextmanager
+    async def planning(
+        self, record: RunRecord, topologies: Sequence[Topology]
+    ) -> AsyncIterator[tuple[Placement, ...]]:
+        yield plan_placements(await in_thread(read_cluster), topologies)
 
     @asynccontextmanager
     async def launching(self, engines: int) -> AsyncIterator[Lease | None]:
@@ -96,7 +102,10 @@ class FellowTenant:
         self._registration: Registration | None = None
         self._reservation: Reservation | None = None
 
-    async def plan(self, record: RunRecord, topologies: Sequence[Topology]) -> tuple[Placement, ...]:
+    @asynccontextmanager
+    async def planning(
+        self, record: RunRecord, topologies: Sequence[Topology]
+    ) -> AsyncIterator[tuple[Placement, ...]]:
         """Register the run, plan its engines and reserve their GPUs.
 
         Raises:
@@ -107,7 +116,8 @@ class FellowTenant:
             others = await in_thread(published_runs)
             _refuse_held_names(record, others)
             self._registration = await in_thread(lambda: Registration(record))
-            return await in_thread(lambda: self._reserved(record.run_id, topologies, others))
+            yield await in_thread(lambda: self._reserved(record.run_id, topologies, others))
+            await in_thread(self._registration.settle)
 
     def _reserved(
         self, run_id: str, topologies: Sequence[Topology], others: Sequence[RunRecord]
