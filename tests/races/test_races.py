@@ -46,6 +46,7 @@ def racers(cluster: JoinedRay, folder: Path, size: int, names: Sequence[str] = (
             (home / "server.yaml").write_text(SERVER.format(name=name, key="dummy", size=size))
             words = ["+config_paths=[server.yaml]", f"++http_port={port}", f"++ray_address={cluster.address}"]
             run = NgRun(words, home, environment=cluster.environment)
+            run.port = port
             stack.callback(run.end)
             runs.append(run)
         yield runs
@@ -117,7 +118,8 @@ def test_of_two_runs_that_do_not_fit_together_one_is_told_what_is_missing(
         (up,) = [run for run in runs if READY in run.text()]
         (down,) = [run for run in runs if run is not up]
         assert down.process.returncode == 1
-        assert re.search(r"TP 3 .*1 .*free.* 3 by (left|right) of run \w+ \(pid \d+ on ", down.text()), down.text()
+        told = r"largest free block is 1, .*GPUs in use: 3 by (left|right) of run \w+ \(pid \d+ on "
+        assert re.search(told, down.text()), down.text()
         assert models(up) == ["local-vllm-default"]
         up.stop()
     assert stand_in_cluster.gpus_free() == 4
