@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import signal
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from engine_answers import SERVER, check_reasoning, check_text, check_token_ids, check_tool_call, engine_url
-from ng_run_process import KEY, running
+from ng_run_process import KEY, NgRun, running, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 SETTINGS = "++policy_model.responses_api_models.local_vllm_model"
+RUNNING = "vllm:num_requests_running{"
+# Enough to go on for some seconds.
+MANY_WORDS = 100
+
 TOPOLOGIES = {
     "DP=2": {"data_parallel_size": 2},
     "TP=2": {"tensor_parallel_size": 2},
@@ -55,5 +61,16 @@ def test_two_instances_of_tp_4_share_one_8_gpu_node(tmp_path: Path) -> None:
             check_tool_call(client)
             check_reasoning(client)
             check_token_ids(client, engine_url(run, name))
-        assert run.stop(signal.SIGTERM) == 0
+        with ThreadPoolExecutor(1) as pool:
+            long_answer = pool.submit(client.responses.create, model="local-vllm-default", input=f"REPEAT:{MANY_WORDS}")
+            assert until(lambda: requests_running(run, "right") > 0, 20)
+            assert run.stop(signal.SIGTERM, deadline_s=150) == 0
+        assert "Waiting for requests in flight: 1." in run.text()
+        assert len(long_answer.result().output_text.split()) == MANY_WORDS, "what was in flight has ended in peace"
         assert run.leftovers() == []
+
+
+def requests_running(run: NgRun, server: str) -> int:
+    """What vLLM itself counts."""
+    metrics = urllib.request.urlopen(engine_url(run, server).removesuffix("/v1") + "/metrics", timeout=10).read()
+    return sum(int(float(line.split()[-1])) for line in metrics.decode().splitlines() if line.startswith(RUNNING))
