@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -12,11 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from shown_commands import shown_engines
 
 from local_vllm.cli.run import run
 from local_vllm.cluster import machine
 from local_vllm.config.compose import load_run_config
-from local_vllm.engine.command import serve_command, serve_environment
+from local_vllm.engine.command import our_environment, serve_command, serve_environment, typed_command
 from local_vllm.plan.placement import plan_placements
 from local_vllm.runs import pictures
 from local_vllm.runs.dry_run import PORT, shown_site, shown_specs
@@ -31,7 +31,7 @@ TWO = f"+config_paths=[{QWEN}/{INSTRUCT}.yaml,{QWEN}/{THINKING}.yaml]"
 
 @dataclass(frozen=True)
 class Shown:
-    """What a dry run printed; `engines` are (variables, words) of each command line, in its order."""
+    """What a dry run printed."""
 
     status: int
     text: str
@@ -45,12 +45,8 @@ class Shown:
 
     @property
     def engines(self) -> list[tuple[dict[str, str], list[str]]]:
-        paragraphs = [part for part in self.text.split("\n\n") if part.startswith("RAY_ADDRESS=")]
-        return [self._engine(shlex.split(part.replace("\\\n", ""))) for part in paragraphs]
-
-    def _engine(self, words: list[str]) -> tuple[dict[str, str], list[str]]:
-        program = next(index for index, word in enumerate(words) if "=" not in word)
-        return dict(word.split("=", 1) for word in words[:program]), words[program:]
+        """Variables and words of each command line, in its order."""
+        return shown_engines(self.text)
 
 
 def flags(words: list[str]) -> dict[str, str]:
@@ -251,8 +247,11 @@ OTHERS = """
 
 def test_servers_without_an_engine_of_ours_are_listed_with_where_they_point(dry: Dry, tmp_path: Path) -> None:
     (tmp_path / "env.yaml").write_text(OTHERS)
-    shown = dry(f"+config_paths=[{QWEN}/{INSTRUCT}.yaml,vllm_model.yaml,local_vllm_model_proxy.yaml]",
-                f"++policy_model_proxy.local_vllm_model_proxy.model_server.name={INSTRUCT}", "+cluster=1x8")
+    shown = dry(
+        f"+config_paths=[{QWEN}/{INSTRUCT}.yaml,vllm_model.yaml,local_vllm_model_proxy.yaml]",
+        f"++policy_model_proxy.local_vllm_model_proxy.model_server.name={INSTRUCT}",
+        "+cluster=1x8",
+    )
 
     assert "policy_model  vllm_model, org/m at http://***@vllm-1:8000/v1, http://vllm-2:8000/v1" in shown.text
     assert f"policy_model_proxy  local_vllm_model_proxy, that of {INSTRUCT}" in shown.text
@@ -334,8 +333,8 @@ def test_a_terminal_gets_colours_unless_it_wants_none(dry: Dry, monkeypatch: pyt
 def test_the_launch_runs_what_a_dry_run_shows(dry: Dry, tmp_path: Path, kind: str) -> None:
     """The same configuration, once with the words of a dry run and once as it is launched on the node."""
     config = load_run_config([TWO, *sizes(INSTRUCT, data=2, tensor=2), *sizes(THINKING, tensor=2)], cwd=tmp_path)
-    picture = pictures.described(config, load_run_config(["+cluster=1x8", "+dry_run=true"], cwd=tmp_path).settings.cluster)
-    picture = replace(picture, kind=kind)
+    node = load_run_config(["+cluster=1x8", "+dry_run=true"], cwd=tmp_path).settings.cluster
+    picture = replace(pictures.described(config, node), kind=kind)
     placements = plan_placements(picture.cluster, topologies(config))
     logs = shown_specs(config, picture, placements)[0].log_path.parent
     for shown, launched in zip(
@@ -344,11 +343,9 @@ def test_the_launch_runs_what_a_dry_run_shows(dry: Dry, tmp_path: Path, kind: st
         foreseen = shown_site(shown, picture)
         site = replace(foreseen, port=20001, ray_address="10.0.0.1:6379", environment={"PATH": "/bin"})
         secrets = {"VLLM_API_KEY": launched.api_key, "HF_TOKEN": launched.hf_token}
-        from local_vllm.engine.command import our_environment, typed_command
-
         words = ["20001" if word == PORT else word for word in typed_command(shown, foreseen)]
         executed = serve_command(launched, site)
-        assert words[2 if kind == "gpu" else 3:] == executed[4 if kind == "gpu" else 3:]
+        assert words[words.index(shown.model) :] == executed[executed.index(shown.model) :]
         variables = our_environment(shown, foreseen) | {"RAY_ADDRESS": "10.0.0.1:6379", "PATH": "/bin"}
         variables |= {name: secrets[name] for name in secrets if name in variables}
         assert variables == serve_environment(launched, site)
