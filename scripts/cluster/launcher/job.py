@@ -68,9 +68,11 @@ def run(asked: argparse.Namespace, lifeline: Lifeline) -> int:
         if not Path(asked.cwd).is_dir():
             raise host.HostError(f"there is no folder {asked.cwd} on the head: give --cwd one that is")
         wait = [sys.executable, str(AWAIT_NODES), message["head"], str(asked.nodes), str(asked.join_timeout)]
-        joined = Child(wait, environment, asked.cwd, KILL_AFTER_S).watch(lifeline, on_lost=_give_up)
-        if joined != 0:
-            return joined
+        waiting = Child(wait, environment, asked.cwd, KILL_AFTER_S)
+        if status := waiting.watch(lifeline, on_lost=_give_up):
+            return status
+        if waiting.was_stopped:  # as the last node joined
+            return 128 + signal.SIGTERM
         return Child(asked.command, environment, asked.cwd, asked.stop_timeout).watch(lifeline, on_lost=_tell)
 
 
@@ -103,6 +105,11 @@ class Child:
             )
         except OSError as error:
             raise host.HostError(f"{command[0]} cannot be run on the head: {error.strerror}") from error
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether the script said stop."""
+        return self._stops > 0
 
     def watch(self, lifeline: Lifeline, on_lost: Callable[[str], None]) -> int:
         """Wait for its end, passing `stop` on; returns its status as a shell gives it.

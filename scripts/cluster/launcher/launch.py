@@ -33,6 +33,7 @@ from lifeline import ALIVE, BEAT_S, LOST, STOP
 POLL_S = 0.1
 HEAD_DEADLINE_S = 180.0
 END_DEADLINE_S = 60.0
+CONNECTION_LOST = 255
 
 
 class Remote:
@@ -125,6 +126,8 @@ class Cluster:
         self.job.tell(json.dumps(message))
         while (status := self.job.status()) is None:
             self._look_around()
+        if status == CONNECTION_LOST:
+            say(f"the command ended with status {status}: so does ssh when it loses its connection")
         return status
 
     def _start(self, name: str, command: list[str], *, read: bool = False) -> Remote:
