@@ -11,6 +11,7 @@ import pytest
 from local_vllm.cli.run import run
 from local_vllm.config.compose import load_run_config
 from local_vllm.config.schema import REGISTRY, DescribedNodes
+from local_vllm.engine.hub_variables import HUB_VARIABLES
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -39,7 +40,7 @@ def test_the_dry_run_prints_what_the_readme_shows(
     (tmp_path / "env.yaml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    for name in ("RAY_ADDRESS", "HF_HOME", "HF_TOKEN", "XDG_STATE_HOME", "FORCE_COLOR"):
+    for name in ("RAY_ADDRESS", "HF_HOME", "HF_TOKEN", "XDG_STATE_HOME", "FORCE_COLOR", *HUB_VARIABLES):
         monkeypatch.delenv(name, raising=False)
 
     assert run(shlex.split(command.replace("\\\n", ""))[1:]) == 0

@@ -20,7 +20,6 @@ import ray
 
 from local_vllm.cluster import machine
 from local_vllm.engine import command, weights
-from local_vllm.engine.hub_variables import for_an_engine
 from local_vllm.engine.log import LogReader
 from local_vllm.engine.spec import Download, EngineSpec, EngineState, EngineStatus
 from local_vllm.engine.weights_on_nodes import provide_weights
@@ -156,7 +155,7 @@ class EngineHost:
             weights=site_weights,
             model_config=weights.read_model_config(site_weights, self.spec.hf_home),
             scratch=self.spec.scratch,
-            environment={**os.environ, **for_an_engine(self.spec.hub_variables)},
+            environment=dict(os.environ),
         )
 
     def _launch(self, site: command.Site) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from local_vllm.cluster.machine import EngineKind
 from local_vllm.config.vllm_serve_flags import snake_case, to_argv
 from local_vllm.engine import cpu_flags
+from local_vllm.engine.hub_variables import for_an_engine
 from local_vllm.engine.spec import EngineSpec
 from local_vllm.engine.worker_variables import worker_variables
 from local_vllm.plan.vllm_flags import placement_env, placement_flags
@@ -108,6 +109,7 @@ def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         "HF_HOME": str(spec.hf_home),
         "PYTHONUNBUFFERED": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        **for_an_engine(spec.hub_variables),
     }
     if spec.hf_token:
         ours["HF_TOKEN"] = spec.hf_token

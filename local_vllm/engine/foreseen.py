@@ -5,26 +5,21 @@ Providing the files is left to weights.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from local_vllm.engine.spec import DEFAULT_MODEL
-from local_vllm.engine.weights import read_model_config
+from local_vllm.engine.weights import default_model_folder, local_folder, read_model_config
 
 
-def default_model_folder() -> Path:
-    """Where the default model is built, below the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "local_vllm" / DEFAULT_MODEL
+def is_of_the_hub(model: str) -> bool:
+    """Whether the files come from the Hub: then vLLM loads the folder that they were fetched to."""
+    return model != DEFAULT_MODEL and local_folder(model) is None and not model.startswith(("/", "~", "."))
 
 
 def foreseen_weights(model: str) -> str:
-    """The folder or Hub id that vLLM is told to load."""
-    if model == DEFAULT_MODEL:
-        return str(default_model_folder())
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else model
+    """The folder that vLLM is told to load; the Hub id where the folder is not known yet."""
+    return str(default_model_folder()) if model == DEFAULT_MODEL else local_folder(model) or model
 
 
 def foreseen_model_config(model: str, hf_home: Path) -> Mapping[str, object] | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from local_vllm.config.redact import HIDDEN, redacted
 from local_vllm.config.schema import RunConfig, ServerConfig
 from local_vllm.engine import command
-from local_vllm.engine.foreseen import foreseen_model_config, foreseen_weights
+from local_vllm.engine.foreseen import foreseen_model_config, foreseen_weights, is_of_the_hub
 from local_vllm.engine.spec import EngineSpec
 from local_vllm.errors import ConfigError, PlacementError
 from local_vllm.plan.drawing import Paint, draw_placements, letter
@@ -55,7 +55,7 @@ def dry_run(config: RunConfig, console: Console) -> None:
     print_painted(console, draw_placements(picture.cluster, placements, width=drawing_width(console), paint=paint))
     specs = shown_specs(config, picture, placements)
     engines, others = _engines(specs, picture, paint), _others(config, specs, picture.url)
-    _print_paragraphs(console, [*engines, *others, _notes(picture)])
+    _print_paragraphs(console, [*engines, *others, "\n".join(_notes(specs, picture))])
 
 
 def _print_paragraphs(console: Console, paragraphs: Sequence[str]) -> None:
@@ -100,14 +100,13 @@ def _other(record: ServerRecord, url: str) -> str:
     return f"  {record.name}  {record.implementation}, {record.model}{where}\n    URL  {url}/{record.name}/v1"
 
 
-def _notes(picture: Picture) -> str:
-    notes = [
-        f"Words in <> are settled when the engine starts; {HIDDEN} hides a secret.",
-        "Each engine inherits the other variables of Ray on its node.",
-    ]
+def _notes(specs: Sequence[EngineSpec], picture: Picture) -> Iterator[str]:
+    yield f"Words in <> are settled when the engine starts; {HIDDEN} hides a secret."
+    yield "Each engine inherits the other variables of Ray on its node."
     if picture.kind == "gpu":
-        notes.append("`vllm serve` is run as `python -m vllm.entrypoints.cli.main serve`, with the Python of ng_run.")
-    return "\n".join(notes)
+        yield "`vllm serve` is run as `python -m vllm.entrypoints.cli.main serve`, with the Python of ng_run."
+    if any(is_of_the_hub(spec.model) for spec in specs):
+        yield "A model of the Hub is fetched first, and vLLM is given the folder that it was fetched to."
 
 
 def shown_specs(config: RunConfig, picture: Picture, placements: Sequence[Placement]) -> list[EngineSpec]:

@@ -238,6 +238,25 @@ def test_only_our_own_and_the_configs_variables_are_shown(dry: Dry, monkeypatch:
     assert "eth7" not in dry(ONE, "+cluster=1x8").text
 
 
+def test_variables_of_ng_run_by_which_the_hub_is_reached_are_shown_because_every_engine_gets_them(
+    dry: Dry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://me:leaked@hub.local")
+    shown = dry(ONE, "+cluster=1x8")
+
+    assert shown.engines[0][0]["HF_ENDPOINT"] == "http://***@hub.local"
+    assert "vLLM is given the folder that it was fetched to" in shown.text
+
+
+def test_a_model_in_a_folder_is_shown_by_its_absolute_path(dry: Dry, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    shown = dry("+config_paths=[local_vllm_model.yaml]", "+policy_model_name=weights", "+cluster=1x8")
+
+    assert shown.engines[0][1][2] == str(tmp_path / "weights")
+    assert flags(shown.engines[0][1])["--served-model-name"] == "weights"
+    assert "fetched" not in shown.text
+
+
 OTHERS = """
     policy_base_url: http://me:pw@vllm-1:8000/v1,http://vllm-2:8000/v1
     policy_api_key: sk-leaked
