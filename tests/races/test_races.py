@@ -34,7 +34,9 @@ SETTLED_WITHIN_S = 240
 
 
 @contextmanager
-def racers(cluster: JoinedRay, folder: Path, size: int, names: Sequence[str] = ("left", "right")) -> Iterator[list[NgRun]]:
+def racers(
+    cluster: JoinedRay, folder: Path, size: int, names: Sequence[str] = ("left", "right"), *more: str
+) -> Iterator[list[NgRun]]:
     """One run for each name, with an engine of TP=`size`, all started at once; ended in any case."""
     runs = []
     # All ask for the same port: Serve has one, and the first to start it decides.
@@ -44,7 +46,7 @@ def racers(cluster: JoinedRay, folder: Path, size: int, names: Sequence[str] = (
             home = folder / name
             home.mkdir(parents=True)
             (home / "server.yaml").write_text(SERVER.format(name=name, key="dummy", size=size))
-            words = ["+config_paths=[server.yaml]", f"++http_port={port}", f"++ray_address={cluster.address}"]
+            words = ["+config_paths=[server.yaml]", f"++http_port={port}", f"++ray_address={cluster.address}", *more]
             run = NgRun(words, home, environment=cluster.environment)
             run.port = port
             stack.callback(run.end)
@@ -172,6 +174,15 @@ def test_a_name_that_another_run_serves_is_refused_with_its_holder(stand_in_clus
             holder = first.record()
             assert f"same: served on this cluster by run {holder['run_id']} (pid {holder['pid']} on " in second.text()
         assert models(first) == ["local-vllm-default"]
+
+
+def test_an_engine_that_takes_other_gpus_than_planned_has_failed(stand_in_cluster: JoinedRay, tmp_path: Path) -> None:
+    more = "++left.responses_api_models.local_vllm_model.vllm_serve_env_vars.VLLM_STAND_IN_TAKES_MORE=1"
+    with racers(stand_in_cluster, tmp_path, 2, ["left"], more) as (run,):
+        wait([run])
+        assert run.process.returncode == 1
+        assert re.search(r"planned on \S+ \(2 GPUs\), but Ray placed it on \S+ \(3 GPUs\)", run.text()), run.text()
+    assert until(lambda: stand_in_cluster.gpus_free() == 4, 15)
 
 
 def test_a_killed_run_gives_its_gpus_and_names_back_to_the_cluster(stand_in_cluster: JoinedRay, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def main() -> None:
     parser.add_argument("--served-model-name")
     told, _ = parser.parse_known_args()
     ray.init(log_to_driver=False, configure_logging=False)
-    groups = take_gpus(told.data_parallel_size, told.tensor_parallel_size)
+    more = int(os.environ.get("VLLM_STAND_IN_TAKES_MORE", "0"))
+    groups = take_gpus(told.data_parallel_size, told.tensor_parallel_size + more)
     for group in groups:
         # Without a deadline, as vLLM waits.
         ray.get(group.ready())
