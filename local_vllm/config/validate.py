@@ -197,10 +197,9 @@ def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     for part in location:
         field = model.model_fields.get(part)
         inner = _model_in(field.annotation) if field else None
-        if inner is not None:
-            model = inner
-        elif not part.isdigit():
+        if inner is None:
             break
+        model = inner
     return model
 
 

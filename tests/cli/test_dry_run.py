@@ -153,6 +153,12 @@ TOPOLOGIES = {
         [f"node{i} {gpus(rank)}" for i, rank in enumerate(["A0", "A0", "B0", "B0"], start=1)],
         [("1", "16", "1", None, "node1,node2"), ("1", "16", "1", None, "node3,node4")],
     ),
+    "1 node, TP=4 of PCP=2": (
+        [ONE, *sizes(INSTRUCT, tensor=4, prefill_context=2)],
+        "1x8",
+        [f"node1 {gpus('A0')}"],
+        [("1", "4", "1", None, "node1")],
+    ),
     "a head without GPUs and 2 nodes": (
         [ONE, *sizes(INSTRUCT, data=2, tensor=8)],
         "1x0+2x8",

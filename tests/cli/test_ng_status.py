@@ -21,7 +21,7 @@ from local_vllm.plan.topology import PackStrategy, Topology
 from local_vllm.processes.tree import start_time
 from local_vllm.runs import record as records
 from local_vllm.runs.record import RunRecord, ServerRecord
-from local_vllm.runs.status import StatusReport
+from local_vllm.runs.status import StatusReport, together
 
 NG_STATUS = Path(sys.executable).parent / "ng_status"
 NODES = Cluster(tuple(Node(f"n{i}", f"10.0.0.{i}", 4, 4, 8, 8) for i in (1, 2)))
@@ -206,6 +206,13 @@ def test_several_runs_are_shown_the_oldest_first(keep: Keep, shown) -> None:
     assert text.startswith("Run older: healthy")
     assert "begun 2 h ago" in text
     assert text.index("Run older") < text.index("Run young")
+
+
+def test_what_a_run_says_on_its_cluster_beats_its_record(keep: Keep) -> None:
+    written = keep(judge("starting"))
+    said, other = replace(written, servers=(judge(),)), replace(written, run_id="other", begun_at=1.0)
+
+    assert together([written], [said, other]) == [other, said]
 
 
 @pytest.mark.parametrize("word", ["--jsn", "+ray_addres=a:1", "+ray_address=", "x"])

@@ -74,9 +74,11 @@ def test_secrets_stand_in_the_environment_only_and_in_no_repr() -> None:
 
 def test_an_engine_inherits_no_identity_of_the_ray_worker_that_launches_it() -> None:
     inherited = {"RAY_JOB_ID": "01", "RAY_AUTH_MODE": "token", "CUDA_VISIBLE_DEVICES": "", "PATH": "/bin"}
+    inherited |= {"VLLM_DP_SIZE": "4", "VLLM_DP_RANK": "1", "VLLM_DP_RANK_LOCAL": "1", "VLLM_DP_MASTER_PORT": "9"}
     environment = serve_environment(spec(), site(**inherited))
     assert "RAY_JOB_ID" not in environment
     assert "CUDA_VISIBLE_DEVICES" not in environment
+    assert {name for name in environment if name.startswith("VLLM_DP_")} == {"VLLM_DP_MASTER_IP"}
     assert (environment["RAY_AUTH_MODE"], environment["PATH"]) == ("token", "/bin")
     assert environment["RAY_ADDRESS"] == "10.0.0.1:6379"
     assert environment["VLLM_DP_MASTER_IP"] == "10.0.0.7"
@@ -114,6 +116,12 @@ def test_a_cpu_engine_has_memory_for_a_sequence_of_the_longest_length() -> None:
     assert 32768 * per_token <= needed <= 1.01 * 32768 * per_token
     assert cpu_flags.flags({}, topology, {})["kv_cache_memory_bytes"] == cpu_flags.SMALLEST_KV_BYTES
     assert "kv_cache_memory_bytes" not in cpu_flags.flags({"kv_cache_memory_bytes": 1}, topology, config)
+
+
+def test_a_cpu_engine_whose_model_is_not_there_yet_has_a_word_for_its_memory() -> None:
+    topology = spec().placement.topology
+    assert cpu_flags.flags({}, topology, None)["kv_cache_memory_bytes"] == "<room for two sequences>"
+    assert cpu_flags.flags({}, topology, {})["kv_cache_memory_bytes"] == cpu_flags.SMALLEST_KV_BYTES
 
 
 @pytest.mark.parametrize(
