@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ from local_vllm.config.compose import load_run_config
 from local_vllm.config.schema import REGISTRY, DescribedNodes
 from local_vllm.engine.hub_variables import HUB_VARIABLES
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
+from local_vllm.runs.status import (
+    NodeStatus,
+    PlacementStatus,
+    RunState,
+    RunStatus,
+    ServerStatus,
+    SlotStatus,
+    StatusReport,
+)
+
+STATUS_PARTS = (StatusReport, RunStatus, ServerStatus, PlacementStatus, SlotStatus, NodeStatus)
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -30,6 +42,17 @@ def test_an_implementation_stands_in_the_table(implementation: str) -> None:
 @pytest.mark.parametrize("key", DescribedNodes.model_fields)
 def test_a_key_of_a_described_node_stands_in_the_table(key: str) -> None:
     assert re.search(rf"^\| .*`{key}`", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("state", RunState)
+def test_a_state_of_a_run_stands_in_the_table(state: RunState) -> None:
+    assert f"| `{state}` |" in README
+
+
+@pytest.mark.parametrize("field", sorted({field.name for part in STATUS_PARTS for field in fields(part)}))
+def test_a_field_of_ng_status_is_told(field: str) -> None:
+    section = README.partition("### See what runs")[2].partition("\n## ")[0]
+    assert f"`{field}`" in section
 
 
 def test_the_dry_run_prints_what_the_readme_shows(

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from local_vllm.cli.run import run
 from local_vllm.config import lookup
 
 ENV = """
@@ -93,8 +94,9 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("argv", "servers"), COMMANDS.values(), ids=COMMANDS)
-def test_a_published_command_gives_the_servers_that_it_names(load, write, argv, servers):
+@pytest.fixture
+def written(write) -> None:
+    """What the documents tell a reader to have: env.yaml, and configs of environments."""
     write("env.yaml", ENV)
     for name, file in (
         ("example_multi_step", None),
@@ -105,9 +107,26 @@ def test_a_published_command_gives_the_servers_that_it_names(load, write, argv, 
     ):
         write(environment(name, file), "")  # its model servers are what matters here
 
+
+@pytest.mark.parametrize(("argv", "servers"), COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.usefixtures("written")
+def test_a_published_command_gives_the_servers_that_it_names(load, argv, servers):
     config = load(*argv)
 
     assert {server.name: server.implementation for server in config.servers} == servers
+
+
+@pytest.mark.parametrize(("argv", "servers"), COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.usefixtures("written")
+def test_a_published_command_can_be_tried_on_a_cluster_described_by_hand(
+    monkeypatch, tmp_path, capsys, argv, servers
+):
+    monkeypatch.chdir(tmp_path)
+
+    assert run([*argv, "+dry_run=true", "+cluster=2x8"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"/{name}/v1" in shown for name in servers)
+    assert shown.count("vllm serve ") == list(servers.values()).count("local_vllm_model")
 
 
 def test_a_run_config_can_be_sent_to_another_process(load):
