@@ -39,6 +39,7 @@ def servers_of(name: str, cwd: Path) -> tuple[ServerConfig, ...]:
 def test_the_configs_that_are_promised_are_there():
     assert {
         "quickstart.yaml",
+        "local_vllm_base_model.yaml",
         "local_vllm_model.yaml",
         "local_vllm_model_proxy.yaml",
         "openai_model.yaml",
