@@ -69,10 +69,11 @@ def run(asked: argparse.Namespace, lifeline: Lifeline) -> int:
             raise host.HostError(f"there is no folder {asked.cwd} on the head: give --cwd one that is")
         wait = [sys.executable, str(AWAIT_NODES), message["head"], str(asked.nodes), str(asked.join_timeout)]
         waiting = Child(wait, environment, asked.cwd, KILL_AFTER_S)
-        if status := waiting.watch(lifeline, on_lost=_give_up):
-            return status
-        if waiting.was_stopped:  # as the last node joined
+        status = waiting.watch(lifeline, on_lost=_give_up)
+        if waiting.was_stopped:  # even if it saw the last node join
             return 128 + signal.SIGTERM
+        if status != 0:
+            return status
         return Child(asked.command, environment, asked.cwd, asked.stop_timeout).watch(lifeline, on_lost=_tell)
 
 
