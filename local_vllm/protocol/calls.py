@@ -19,10 +19,13 @@ class Asked(Struct, frozen=True):
     top_p: Any
     response_id: str
     created_at: int
+    store: bool = True
 
 
 class ChatCall(Struct, frozen=True):
     """One call to the engine's /v1/chat/completions.
+
+    `settled` is an answer that needs no engine; then there is nothing to call.
 
     `session_hint` is the request's `prompt_cache_key`. `asked` is None when the client spoke Chat Completions
     itself: then the engine's answer goes back byte for byte.
@@ -34,6 +37,7 @@ class ChatCall(Struct, frozen=True):
     session_hint: str | None = None
     wants_token_ids: bool = False
     asked: Asked | None = None
+    settled: bytes | None = None
 
 
 class Answer(Struct, frozen=True):

@@ -19,14 +19,15 @@ from local_vllm.protocol.calls import Answer, Asked, ChatCall
 from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens, Delta
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.fold import Fold
-from local_vllm.protocol.messages import to_messages
+from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.overflow import Overflow, find_overflow
 from local_vllm.protocol.passthrough import read_chat, without_developer
 from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields
-from local_vllm.protocol.reasoning import ThinkSplitter, opens_in_reasoning
-from local_vllm.protocol.request import decode_part, read_request
+from local_vllm.protocol.reasoning import THINK, ThinkSplitter, opens_in_reasoning
+from local_vllm.protocol.request import OpenAIFields, decode_part, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
 from local_vllm.protocol.settings import ConverterSettings
+from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_items, resolved
 from local_vllm.protocol.to_chat import caller_fields, check
 from local_vllm.protocol.tokens import NoTokens
 from local_vllm.protocol.tools import read_tools
@@ -81,18 +82,35 @@ class Converter:
             server = overlay(server, raw_fields({"chat_template_kwargs": settings.chat_template_kwargs}))
         self._server_fields = server
         self._overrides = raw_fields(settings.sampling_overrides)
-        self._developer_role = "system" if settings.replace_developer_role_with_system else "developer"
+        self._tags = settings.reasoning_tags or THINK
+        self._history = _history(settings)
 
     # ---- requests
 
     def to_chat(self, body: bytes, model: str) -> ChatCall:
-        """A Responses request as a call to the engine, where the model is `model`. Raises RequestError."""
+        """A Responses request that holds all it speaks of, as a call to the engine. Raises RequestError."""
+        return self.convert(self.read(body), model)
+
+    def read(self, body: bytes) -> OpenAIFields:
+        """A Responses request, decoded and checked; `supplied.wanted` says what it needs besides."""
         request = read_request(body)
-        check(request)
+        check(request, stores_responses=self._settings.stores_responses)
+        return request
+
+    def convert(self, request: OpenAIFields, model: str, supplied: Supplied = NOTHING) -> ChatCall:
+        """A request, and what was fetched for it, as a call to the engine, where the model is `model`."""
         toolbox = read_tools(request.tools, request.tool_choice, hosted=self._settings.hosted_tools)
         fields = self._decide(metadata_fields(request.metadata), caller_fields(request, toolbox))
         wants_token_ids = self._add_token_fields(fields)
-        messages = to_messages(request.instructions, request.input, developer_role=self._developer_role)
+        earlier = earlier_items(supplied) if supplied.earlier else ()
+        given = resolved(request.input, supplied) if type(request.input) is list else request.input
+        messages = to_messages(
+            request.instructions,
+            given,
+            earlier=earlier,
+            audio=audio_urls(request, supplied) if request.metadata else (),
+            history=self._history,
+        )
         chat = {"model": model, "messages": messages, **fields}
         if request.stream:
             chat |= _STREAM_FIELDS
@@ -103,9 +121,27 @@ class Converter:
             fields.get("top_p"),
             f"resp_{self._new_key()}",
             int(self._clock()),
+            request.store is not False and self._settings.stores_responses,
         )
-        hint = request.prompt_cache_key
-        return ChatCall(_encode(chat), bool(request.stream), request.model, hint, wants_token_ids, asked)
+        return ChatCall(
+            _encode(chat),
+            bool(request.stream),
+            request.model,
+            request.prompt_cache_key,
+            wants_token_ids,
+            asked,
+            self._settled(asked, given, model),
+        )
+
+    def _settled(self, asked: Asked, given: Any, model: str) -> bytes | None:
+        """The answer to a turn of reasoning alone, where the model is not to be asked again after one."""
+        if self._settings.sequential_reasoning_allowed or type(given) is not list:
+            return None
+        if not ends_in_reasoning(given):
+            return None
+        end = Ending("incomplete", "content_filter")
+        notes = {"not_asked": "the last turn holds reasoning only (sequential_reasoning_allowed: false)"}
+        return self._without_engine(asked, end, model, notes)
 
     def chat_passthrough(self, body: bytes, model: str) -> ChatCall:
         """A Chat Completions request with the server's settings applied. Raises RequestError."""
@@ -166,7 +202,8 @@ class Converter:
         splitter = None
         if self._settings.uses_reasoning_parser and message.content:
             unclosed = cut_off and self._settings.chat_template_opens_reasoning
-            splitter = ThinkSplitter(inside=opens_in_reasoning(message.content, unclosed=unclosed))
+            inside = opens_in_reasoning(message.content, tags=self._tags, unclosed=unclosed)
+            splitter = ThinkSplitter(inside=inside, tags=self._tags)
         key = asked.response_id.removeprefix("resp_")
         fold = Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names)
         fold.add(message)
@@ -186,16 +223,26 @@ class Converter:
         return Answer(400, error_body(fields))
 
     def _incomplete(self, asked: Asked, overflow: Overflow, call: ChatCall) -> Answer:
+        end = Ending("incomplete", "max_output_tokens")
+        model = peek_model(call.body) or ""
+        return Answer(200, self._without_engine(asked, end, model, overflow_notes(overflow)))
+
+    def _without_engine(self, asked: Asked, end: Ending, model: str, notes: dict[str, str]) -> bytes:
+        """A response without output; `notes` in its metadata say why."""
         response = response_object(
-            asked,
-            model=peek_model(call.body) or "",
-            output=[],
-            end=Ending("incomplete", "max_output_tokens"),
-            usage=None,
-            completed_at=0,
-            notes=overflow_notes(overflow),
+            asked, model=model, output=[], end=end, usage=None, completed_at=0, notes=notes
         )
-        return Answer(200, _encode(response))
+        return _encode(response)
+
+
+def _history(settings: ConverterSettings) -> History:
+    """Reasoning that is preserved in the text stands there whatever the rest says."""
+    interleaved = "field" if settings.uses_interleaved_reasoning else "left_out"
+    return History(
+        developer_role="system" if settings.replace_developer_role_with_system else "developer",
+        reasoning="text" if settings.preserve_reasoning_in_assistant_content else interleaved,
+        tags=settings.reasoning_tags or THINK,
+    )
 
 
 def _attach_tokens(

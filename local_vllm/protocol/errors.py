@@ -72,11 +72,9 @@ def locate(problem: msgspec.ValidationError, prefix: str = "") -> RequestError:
         .lstrip(".")
         .replace("[...]", "")
     )
-    if missing := _MISSING.fullmatch(what):
-        param = f"{param}.{missing[1]}".lstrip(".")
-        return RequestError(
-            f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-        )
+    if absent := _MISSING.fullmatch(what):
+        param = f"{param}.{absent[1]}".lstrip(".")
+        return missing(param)
     code = "invalid_type" if ", got `" in what else "invalid_value"
     where = f"Invalid value for '{param}'" if param else "Invalid request body"
     return RequestError(f"{where}: {what.replace('`', '')}.", param=param or None, code=code)
@@ -99,6 +97,13 @@ def misspelled(name: str, known: frozenset[str]) -> None:
         raise RequestError(
             f"Unknown parameter: '{name}'. Did you mean '{nearest}'?", param=name, code="unknown_parameter"
         )
+
+
+def missing(param: str) -> RequestError:
+    """A RequestError for a parameter that has to be there."""
+    return RequestError(
+        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+    )
 
 
 def one_of(value: object, allowed: Iterable[str], param: str) -> RequestError:

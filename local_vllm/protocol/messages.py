@@ -1,106 +1,154 @@
 """Input items -> chat messages. An assistant's text, reasoning and parallel calls that stand side by side
 become one message, as the model wrote them. Checks what items mean together; their types were checked by
-`request.py`.
+`request.py`, and what stands inside one is `content.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from local_vllm.errors import RequestError
 from local_vllm.protocol.chat import ChatMessage, FunctionCall, ToolCall
-from local_vllm.protocol.errors import one_of
-from local_vllm.protocol.request import InputItem, Part
+from local_vllm.protocol.content import assistant_text, input_content, with_audio
+from local_vllm.protocol.errors import missing
+from local_vllm.protocol.reasoning import THINK, Tags
+from local_vllm.protocol.request import InputItem
+from local_vllm.protocol.supplied import is_reference
 
-Content = str | list[dict[str, Any]]
-
-_URL_SCHEMES = ("http://", "https://", "data:", "file://")
-_INPUT_PARTS = ("input_text", "input_image", "input_audio")
-_ASSISTANT_PARTS = ("output_text", "refusal")
 _encode = msgspec.json.Encoder().encode
 
 
+class History(Struct, frozen=True):
+    """How earlier turns are told to the model. Its reasoning stands in a field of its own, inside the text
+    between `tags`, or nowhere.
+    """
+
+    developer_role: str = "developer"
+    reasoning: Literal["field", "text", "left_out"] = "field"
+    tags: Tags = THINK
+
+
 def to_messages(
-    instructions: str | None, given: str | list[InputItem] | None, *, developer_role: str = "developer"
+    instructions: str | None,
+    given: str | list[InputItem] | None,
+    *,
+    earlier: Sequence[InputItem] = (),
+    audio: Sequence[str] = (),
+    history: History = History(),
 ) -> list[ChatMessage]:
-    """The chat messages of a request. Raises RequestError naming the item at fault."""
+    """The chat messages of a request. `earlier` items come before those `given`, and `audio` (URLs) goes to
+    the last message of the user. Raises RequestError naming the item at fault.
+    """
     if given is None:
-        raise _missing_field("input")
-    if isinstance(given, str):
-        messages = [ChatMessage("user", given)]
-    else:
-        messages = _Conversation(developer_role).read(given)
+        raise missing("input")
+    messages = _read(given, earlier, history)
     if instructions:
         messages.insert(0, ChatMessage("system", instructions))
+    if audio:
+        _attach(audio, messages)
     if not messages:
         raise RequestError("'input' must hold at least one item.", param="input", code="invalid_value")
     return messages
 
 
+def ends_in_reasoning(items: Sequence[InputItem]) -> bool:
+    """Whether the last turn is the assistant's, and holds nothing but reasoning."""
+    for item in reversed(items):
+        if item.role != "assistant":
+            return item.type == "reasoning"
+        if assistant_text(item.content or "", "input"):
+            return False
+    return False
+
+
+def _read(
+    given: str | list[InputItem], earlier: Sequence[InputItem], history: History
+) -> list[ChatMessage]:
+    if not isinstance(given, str):
+        return _Conversation(history).read(earlier, given)
+    before = _Conversation(history).read(earlier, []) if earlier else []
+    return [*before, ChatMessage("user", given)]
+
+
+def _attach(audio: Sequence[str], messages: list[ChatMessage]) -> None:
+    for message in reversed(messages):
+        if message.role == "user":
+            message.content = with_audio(message.content, audio)
+            return
+    messages.append(ChatMessage("user", with_audio(None, audio)))
+
+
 class _Conversation:
     """Reads items in order. `turn` is the assistant's message, while the items are its."""
 
-    def __init__(self, developer_role: str) -> None:
+    def __init__(self, history: History) -> None:
         self.messages: list[ChatMessage] = []
         self.turn: ChatMessage | None = None
         self.answered: dict[str, bool] = {}  # call id -> whether its output was seen
-        self.developer_role = developer_role
+        self.history = history
 
-    def read(self, items: list[InputItem]) -> list[ChatMessage]:
-        for position, item in enumerate(items):
-            kind = item.type or ("message" if item.role else "item_reference")
-            reader = _READERS.get(kind)
-            if reader is None:
-                raise _unsupported(kind, position)
-            reader(self, item, position)
+    def read(self, earlier: Sequence[InputItem], given: list[InputItem]) -> list[ChatMessage]:
+        for item in earlier:
+            self._item(item, "previous_response_id")
+        for position, item in enumerate(given):
+            self._item(item, f"input[{position}]")
         self._check_all_answered()
+        if self.history.reasoning == "text":
+            self._move_reasoning_into_text()
         return self.messages
+
+    def _item(self, item: InputItem, where: str) -> None:
+        kind = item.type or ("message" if item.role or not is_reference(item) else "item_reference")
+        reader = _READERS.get(kind)
+        if reader is None:
+            raise _unsupported(kind, where, item)
+        reader(self, item, where)
 
     # -- one method for each type of item
 
-    def message(self, item: InputItem, position: int) -> None:
+    def message(self, item: InputItem, where: str) -> None:
         if item.role is None:
-            raise _missing("role", position)
+            raise missing(f"{where}.role")
         if item.content is None:
-            raise _missing("content", position)
+            raise missing(f"{where}.content")
         if item.role == "assistant":
-            self._say(_assistant_text(item.content, position))
+            self._say(assistant_text(item.content, f"{where}.content"))
             return
-        role = self.developer_role if item.role == "developer" else item.role
-        self._add(ChatMessage(role, _input_content(item.content, f"input[{position}].content")))
+        role = self.history.developer_role if item.role == "developer" else item.role
+        self._add(ChatMessage(role, input_content(item.content, f"{where}.content")))
 
-    def reasoning(self, item: InputItem, position: int) -> None:
+    def reasoning(self, item: InputItem, where: str) -> None:
         text = _reasoning_text(item)
-        if not text:
+        if not text or self.history.reasoning == "left_out":
             return
         turn = self._open_turn(
             new=self.turn is not None and bool(self.turn.content) and not self._has_calls()
         )
         turn.reasoning = text if turn.reasoning is UNSET else f"{turn.reasoning}\n{text}"
 
-    def function_call(self, item: InputItem, position: int) -> None:
+    def function_call(self, item: InputItem, where: str) -> None:
         arguments = item.arguments
         if arguments is None:
-            raise _missing("arguments", position)
-        self._call(item, arguments, position)
+            raise missing(f"{where}.arguments")
+        self._call(item, arguments, where)
 
-    def custom_tool_call(self, item: InputItem, position: int) -> None:
+    def custom_tool_call(self, item: InputItem, where: str) -> None:
         if item.input is None:
-            raise _missing("input", position)
-        self._call(item, _encode({"input": item.input}).decode(), position)
+            raise missing(f"{where}.input")
+        self._call(item, _encode({"input": item.input}).decode(), where)
 
-    def call_output(self, item: InputItem, position: int) -> None:
+    def call_output(self, item: InputItem, where: str) -> None:
         call_id = item.call_id
         if call_id is None:
-            raise _missing("call_id", position)
+            raise missing(f"{where}.call_id")
         if item.output is None:
-            raise _missing("output", position)
-        self._answer(call_id, position)
-        content = _input_content(item.output, f"input[{position}].output")
+            raise missing(f"{where}.output")
+        self._answer(call_id, f"{where}.call_id")
+        content = input_content(item.output, f"{where}.output")
         self._add(ChatMessage("tool", content, tool_call_id=call_id))
 
     # -- what they share
@@ -125,17 +173,13 @@ class _Conversation:
         turn = self._open_turn(new=spoken and not self._has_calls())
         turn.content = text if turn.content is None else f"{turn.content}{text}"
 
-    def _call(self, item: InputItem, arguments: str, position: int) -> None:
+    def _call(self, item: InputItem, arguments: str, where: str) -> None:
         if not item.call_id:
-            raise _missing("call_id", position)
+            raise missing(f"{where}.call_id")
         if not item.name:
-            raise _missing("name", position)
+            raise missing(f"{where}.name")
         if item.call_id in self.answered:
-            raise RequestError(
-                f"Duplicate call_id '{item.call_id}'.",
-                param=f"input[{position}].call_id",
-                code="invalid_value",
-            )
+            raise _wrong(f"Duplicate call_id '{item.call_id}'.", f"{where}.call_id")
         self.answered[item.call_id] = False
         turn = self._open_turn()
         call = ToolCall(item.call_id, FunctionCall(item.name, arguments))
@@ -144,34 +188,28 @@ class _Conversation:
         else:
             turn.tool_calls.append(call)
 
-    def _answer(self, call_id: str, position: int) -> None:
-        param = f"input[{position}].call_id"
+    def _answer(self, call_id: str, param: str) -> None:
         answered = self.answered.get(call_id)
         if answered is None:
-            raise RequestError(
-                f"No tool call found for function call output with call_id '{call_id}'.",
-                param=param,
-                code="invalid_value",
-            )
+            raise _wrong(f"No tool call found for function call output with call_id '{call_id}'.", param)
         if answered:
-            raise RequestError(
-                f"Duplicate output for the tool call with call_id '{call_id}'.",
-                param=param,
-                code="invalid_value",
-            )
+            raise _wrong(f"Duplicate output for the tool call with call_id '{call_id}'.", param)
         self.answered[call_id] = True
 
     def _check_all_answered(self) -> None:
         for call_id, answered in self.answered.items():
             if not answered:
-                raise RequestError(
-                    f"No tool output found for function call '{call_id}'.",
-                    param="input",
-                    code="invalid_value",
-                )
+                raise _wrong(f"No tool output found for function call '{call_id}'.", "input")
+
+    def _move_reasoning_into_text(self) -> None:
+        opening, closing = self.history.tags
+        for message in self.messages:
+            if message.reasoning is not UNSET:
+                message.content = f"{opening}{message.reasoning}{closing}{message.content or ''}"
+                message.reasoning = UNSET
 
 
-_READERS: dict[str, Callable[[_Conversation, InputItem, int], None]] = {
+_READERS: dict[str, Callable[[_Conversation, InputItem, str], None]] = {
     "message": _Conversation.message,
     "reasoning": _Conversation.reasoning,
     "function_call": _Conversation.function_call,
@@ -179,74 +217,6 @@ _READERS: dict[str, Callable[[_Conversation, InputItem, int], None]] = {
     "custom_tool_call": _Conversation.custom_tool_call,
     "custom_tool_call_output": _Conversation.call_output,
 }
-
-
-# ---- content
-
-
-def _input_content(content: str | list[Part], path: str) -> Content:
-    """Text alone stays one string; several parts stay parts, and the engine decides how its template joins
-    them.
-    """
-    if isinstance(content, str):
-        return content
-    if len(content) == 1 and content[0].type == "input_text":
-        return _text(content[0], path, 0)
-    return [_chat_part(part, path, position) for position, part in enumerate(content)]
-
-
-def _chat_part(part: Part, path: str, position: int) -> dict[str, Any]:
-    match part.type:
-        case "input_text":
-            return {"type": "text", "text": _text(part, path, position)}
-        case "input_image":
-            return {"type": "image_url", "image_url": _image(part, f"{path}[{position}]")}
-        case "input_audio" if part.input_audio is not UNSET:
-            return {"type": "input_audio", "input_audio": part.input_audio}
-        case "input_file":
-            raise RequestError(
-                "Files are not supported here: send text or images.", param=f"{path}[{position}].type"
-            )
-    raise one_of(part.type, _INPUT_PARTS, f"{path}[{position}].type")
-
-
-def _text(part: Part, path: str, position: int) -> str:
-    if part.text is None:
-        raise _missing_field(f"{path}[{position}].text")
-    return part.text
-
-
-def _image(part: Part, path: str) -> dict[str, str]:
-    if part.file_id is not None and part.image_url is None:
-        raise RequestError("There is no file store here: send 'image_url'.", param=f"{path}.file_id")
-    if part.image_url is None:
-        raise _missing_field(f"{path}.image_url")
-    if not part.image_url.startswith(_URL_SCHEMES):
-        raise RequestError(
-            f"Invalid '{path}.image_url': expected a URL or a data URL.",
-            param=f"{path}.image_url",
-            code="invalid_value",
-        )
-    image = {"url": part.image_url}
-    if part.detail in ("low", "high"):
-        image["detail"] = part.detail
-    return image
-
-
-def _assistant_text(content: str | list[Part], position: int) -> str:
-    if isinstance(content, str):
-        return content
-    path = f"input[{position}].content"
-    return "".join([_assistant_part(part, path, number) for number, part in enumerate(content)])
-
-
-def _assistant_part(part: Part, path: str, position: int) -> str:
-    if part.type not in _ASSISTANT_PARTS:
-        raise one_of(part.type, _ASSISTANT_PARTS, f"{path}[{position}].type")
-    text = part.text if part.type == "output_text" else part.refusal
-    if text is None:
-        raise _missing_field(f"{path}[{position}].{'text' if part.type == 'output_text' else 'refusal'}")
-    return text
 
 
 def _reasoning_text(item: InputItem) -> str:
@@ -259,21 +229,13 @@ def _reasoning_text(item: InputItem) -> str:
 # ---- errors
 
 
-def _missing(field: str, position: int) -> RequestError:
-    return _missing_field(f"input[{position}].{field}")
+def _wrong(message: str, param: str) -> RequestError:
+    return RequestError(message, param=param, code="invalid_value")
 
 
-def _missing_field(param: str) -> RequestError:
-    return RequestError(
-        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-    )
-
-
-def _unsupported(kind: str, position: int) -> RequestError:
+def _unsupported(kind: str, where: str, item: InputItem) -> RequestError:
     if kind == "item_reference":
-        what = (
-            "Items cannot be referred to here, because responses are not stored: send the items themselves."
-        )
-    else:
-        what = f"Input items of type '{kind}' are not supported. Supported are: {', '.join(_READERS)}."
-    return RequestError(what, param=f"input[{position}].type", code="unsupported_value")
+        message = f"Item with id '{item.id}' not found."
+        return RequestError(message, param=f"{where}.id", code="item_not_found")
+    what = f"Input items of type '{kind}' are not supported. Supported are: {', '.join(_READERS)}."
+    return RequestError(what, param=f"{where}.type", code="unsupported_value")

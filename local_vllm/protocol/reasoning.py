@@ -1,21 +1,23 @@
-"""The only place that knows `<think>`: splits a model's text, in pieces as it comes, into reasoning and
+"""The only place that knows `<think>` and the tags of other models: splits a model's text, in pieces as it comes, into reasoning and
 answer. An engine with a reasoning parser has done this already and gives its reasoning in a field of its
 own.
 """
 
 from __future__ import annotations
 
-OPEN, CLOSE = "<think>", "</think>"
+# opening tag, closing tag
+Tags = tuple[str, str]
+THINK: Tags = ("<think>", "</think>")
 
 # (is it reasoning, the text)
 Segment = tuple[bool, str]
 
 
-def opens_in_reasoning(text: str, *, unclosed: bool = False) -> bool:
+def opens_in_reasoning(text: str, *, tags: Tags = THINK, unclosed: bool = False) -> bool:
     """Whether a whole answer starts inside a block whose opening tag the chat template wrote: it closes a
     block that it did not open. `unclosed` says what a text without any tag is.
     """
-    opening, closing = text.find(OPEN), text.find(CLOSE)
+    opening, closing = text.find(tags[0]), text.find(tags[1])
     if closing < 0:
         return unclosed and opening < 0
     return not 0 <= opening < closing
@@ -24,8 +26,9 @@ def opens_in_reasoning(text: str, *, unclosed: bool = False) -> bool:
 class ThinkSplitter:
     """Splits text that comes in pieces of any size; a tag may be cut anywhere."""
 
-    def __init__(self, *, inside: bool = False) -> None:
+    def __init__(self, *, inside: bool = False, tags: Tags = THINK) -> None:
         self.inside = inside
+        self._tags = tags
         self._held = ""  # an unfinished tag
 
     def feed(self, piece: str) -> list[Segment]:
@@ -35,7 +38,7 @@ class ThinkSplitter:
         text, self._held = self._held + piece, ""
         segments: list[Segment] = []
         while True:
-            before, tag, text = text.partition(CLOSE if self.inside else OPEN)
+            before, tag, text = text.partition(self._tags[self.inside])
             if not tag:
                 segments.append((self.inside, self._hold_back(before)))
                 return segments
@@ -48,9 +51,10 @@ class ThinkSplitter:
         return [(self.inside, held)] if held else []
 
     def _hold_back(self, text: str) -> str:
-        tag = CLOSE if self.inside else OPEN
-        start = text.rfind("<", -len(tag))
-        if start < 0 or not tag.startswith(text[start:]):
-            return text
-        self._held = text[start:]
-        return text[:start]
+        """Keeps the longest ending that may be the beginning of the tag."""
+        tag = self._tags[self.inside]
+        for length in range(min(len(tag) - 1, len(text)), 0, -1):
+            if text.endswith(tag[:length]):
+                self._held = text[-length:]
+                return text[:-length]
+        return text

@@ -30,6 +30,12 @@ Includable = Literal[
 ]
 
 
+class MediaUrl(Struct, gc=False):
+    """A URL as Chat Completions has it."""
+
+    url: str
+
+
 class Part(Struct, gc=False):
     """Any content part of an input item; which fields it needs follows from `type`."""
 
@@ -40,6 +46,8 @@ class Part(Struct, gc=False):
     detail: Literal["low", "high", "auto", "original"] | None = None
     file_id: str | None = None
     input_audio: Raw | UnsetType = UNSET
+    audio_url: str | MediaUrl | None = None
+    video_url: str | MediaUrl | None = None
 
 
 class InputItem(Struct, gc=False):
@@ -94,7 +102,7 @@ class OpenAIFields(Struct, kw_only=True, gc=False):
     stream: bool | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
-    metadata: dict[Annotated[str, Meta(max_length=64)], str] | None = None
+    metadata: dict[Annotated[str, Meta(max_length=64)], str | list[str]] | None = None
     include: list[Includable] | None = None
     store: bool | None = None
     user: str | None = None

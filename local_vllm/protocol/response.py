@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Raw, Struct
 
 from local_vllm.protocol import chat
@@ -12,6 +13,7 @@ from local_vllm.protocol.items import OutputItem
 from local_vllm.protocol.overflow import Overflow
 from local_vllm.protocol.request import Reasoning, TextConfig
 
+_encode = msgspec.json.Encoder().encode
 _DEFAULT_TEXT = Raw(b'{"format":{"type":"text"},"verbosity":"medium"}')
 _DEFAULT_REASONING = Raw(b'{"effort":null,"summary":null}')
 
@@ -119,13 +121,13 @@ def response_object(
         model=model,
         output=output,
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        previous_response_id=None,
+        previous_response_id=request.previous_response_id,
         prompt_cache_key=request.prompt_cache_key,
         prompt_cache_retention=request.prompt_cache_retention,
         reasoning=_reasoning(request.reasoning),
         safety_identifier=request.safety_identifier,
-        service_tier=request.service_tier or "default",
-        store=request.store is not False,
+        service_tier=_service_tier(request.service_tier),
+        store=asked.store,
         temperature=asked.temperature,
         text=_text(request.text),
         tool_choice=_tool_choice(request.tool_choice),
@@ -159,11 +161,27 @@ def _tool_choice(given: Any) -> Any:
     return given if type(given) is Raw and bytes(given) != b"null" else "auto"
 
 
+def _service_tier(given: str | None) -> str:
+    """`auto` is answered with what it came to; there is one tier here."""
+    return "default" if given is None or given == "auto" else given
+
+
 def _metadata(asked: Asked, notes: dict[str, str] | None) -> dict[str, str]:
-    metadata = asked.request.metadata or {}
+    metadata = _echo(asked.request.metadata or {})
     if asked.toolbox.dropped:
         metadata = metadata | {"hosted_tools_dropped": ",".join(asked.toolbox.dropped)}
     return metadata | notes if notes else metadata
+
+
+def _echo(metadata: dict[str, Any]) -> dict[str, str]:
+    """What the request said, save audio that is in it; a list of paths as the JSON string it stands for."""
+    if "audio_data" not in metadata and "audio_paths" not in metadata:
+        return metadata
+    return {
+        name: value if isinstance(value, str) else _encode(value).decode()
+        for name, value in metadata.items()
+        if name != "audio_data"
+    }
 
 
 def usage_of(usage: chat.Usage | None) -> Usage | None:

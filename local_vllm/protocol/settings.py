@@ -15,6 +15,7 @@ class ConverterSettings:
 
     `chat_template_opens_reasoning` says that the model's chat template already ends in an opening `<think>`.
     A whole answer shows this by its closing tag; an answer that was cut off before it does not.
+    `stores_responses` is false where `response_store` is none.
     """
 
     return_token_id_information: bool = False
@@ -26,3 +27,8 @@ class ConverterSettings:
     context_overflow: Literal["error", "incomplete"] = "error"
     hosted_tools: Literal["drop", "refuse"] = "drop"
     chat_template_opens_reasoning: bool = False
+    reasoning_tags: tuple[str, str] | None = None
+    uses_interleaved_reasoning: bool = True
+    preserve_reasoning_in_assistant_content: bool = False
+    sequential_reasoning_allowed: bool = True
+    stores_responses: bool = True

@@ -12,18 +12,19 @@ from msgspec import UNSET, Raw
 from local_vllm.errors import RequestError
 from local_vllm.protocol.precedence import Fields, canonical
 from local_vllm.protocol.request import OpenAIFields, TextFormat
+from local_vllm.protocol.supplied import audio_paths
 from local_vllm.protocol.tools import Toolbox
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 
 _METADATA_VALUE_CHARS = 512
 _METADATA_PAIRS = 16
 # Values of metadata that may be longer, because they are read here.
-_LONG_METADATA = frozenset({"extra_body", "chat_template_kwargs"})
+_LISTS = frozenset({"audio_paths"})
+_LONG_METADATA = frozenset({"extra_body", "chat_template_kwargs", "audio_data", "audio_path"}) | _LISTS
 
 # What needs state that is not kept here.
 _REFUSED = {
-    "previous_response_id": "Earlier responses are not stored here: send the whole conversation in 'input'.",
-    "conversation": "Conversations are not stored here: send the whole conversation in 'input'.",
+    "conversation": "Conversations are not kept here: use 'previous_response_id', or send the whole of it in 'input'.",
     "prompt": "Stored prompts are not available here: send 'instructions' and 'input'.",
 }
 
@@ -31,8 +32,14 @@ _vllm_fields = attrgetter(*PASSED_THROUGH)
 _NONE_PASSED = (UNSET,) * len(PASSED_THROUGH)
 
 
-def check(request: OpenAIFields) -> None:
+def check(request: OpenAIFields, *, stores_responses: bool = True) -> None:
     """Refuse what is well-formed and cannot be done. Raises RequestError."""
+    if request.previous_response_id is not None and not stores_responses:
+        raise RequestError(
+            "Responses are not stored here (response_store: none): send the whole conversation in 'input'.",
+            param="previous_response_id",
+            code="unsupported_parameter",
+        )
     if request.background:
         raise RequestError(
             "Background responses are not supported.", param="background", code="unsupported_value"
@@ -43,13 +50,14 @@ def check(request: OpenAIFields) -> None:
             raise RequestError(reason, param=name, code="unsupported_parameter")
     if request.metadata:
         _check_metadata(request.metadata)
+        audio_paths(request.metadata)
 
 
 def _is_null(value: Any) -> bool:
     return type(value) is Raw and bytes(value) == b"null"
 
 
-def _check_metadata(metadata: dict[str, str]) -> None:
+def _check_metadata(metadata: dict[str, Any]) -> None:
     if len(metadata) > _METADATA_PAIRS:
         raise RequestError(
             f"Invalid 'metadata': at most {_METADATA_PAIRS} pairs, got {len(metadata)}.",
@@ -57,6 +65,10 @@ def _check_metadata(metadata: dict[str, str]) -> None:
             code="invalid_value",
         )
     for name, value in metadata.items():
+        if not isinstance(value, str) and name not in _LISTS:
+            raise RequestError(
+                f"Invalid 'metadata.{name}': expected a string.", param=f"metadata.{name}", code="invalid_type"
+            )
         if len(value) > _METADATA_VALUE_CHARS and name not in _LONG_METADATA:
             raise RequestError(
                 f"Invalid 'metadata.{name}': at most {_METADATA_VALUE_CHARS} characters, got {len(value)}.",
