@@ -30,8 +30,8 @@ ng_run brings vLLM engines up on a Ray cluster and serves the OpenAI Responses A
 
 Overrides are Hydra's: +key=value adds, ++key=value adds or replaces, ~key removes.
 Ctrl-C waits for requests in flight and leaves nothing running; a second Ctrl-C stops at once.
-A dry run plans on +cluster, else on the Ray cluster to be joined as it is now, else on this machine; it starts
-and takes nothing. A plan that does not fit ends with status 1, as in a real run.
+A dry run plans on +cluster, else on the Ray cluster to be joined as it is now, else on this machine; it
+starts and takes nothing. A plan that does not fit ends with status 1, as in a real run.
 Exit status: 0 done, 2 the configuration is wrong, 1 anything else.
 """
 

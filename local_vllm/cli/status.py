@@ -20,8 +20,8 @@ ng_status shows the runs on this machine: servers, state, placement, engine addr
   ng_status +ray_address=10.0.0.1:6379 those on this cluster as well
   ng_status --json                     the same for programs
 
-A run is starting, healthy, degraded (some of its engines have ended), failed, stopping, or killed: its process
-is gone without having cleaned up, which the next ng_run does.
+A run is starting, healthy, degraded (some of its engines have ended), failed, stopping, or killed: its
+process is gone without having cleaned up, which the next ng_run does.
 Exit status: 0 done (also with no runs), 2 the command line is wrong, 1 the Ray cluster cannot be asked.
 """
 

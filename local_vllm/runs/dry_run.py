@@ -41,18 +41,18 @@ def dry_run(config: RunConfig, console: Console) -> None:
         ClusterError: the live cluster to plan on cannot be joined.
     """
     if not topologies(config):
-        console.print("Dry run: no server of this configuration has an engine of its own. Nothing is started.")
+        console.print("Dry run: no server of this configuration has an engine. Nothing is started.")
         _print_paragraphs(console, [*_others(config, [], pictures.serve_url(config))])
         return
     picture = _picture(config)
     console.print(f"Dry run: a plan for {picture.title}. Nothing is started.\n", soft_wrap=True)
-    paint = painter(console)
+    paint, width = painter(console), drawing_width(console)
     try:
         placements = plan_placements(picture.cluster, topologies(config))
     except PlacementError:
-        print_painted(console, draw_placements(picture.cluster, [], width=drawing_width(console)))
+        print_painted(console, draw_placements(picture.cluster, [], width=width))
         raise
-    print_painted(console, draw_placements(picture.cluster, placements, width=drawing_width(console), paint=paint))
+    print_painted(console, draw_placements(picture.cluster, placements, width=width, paint=paint))
     specs = shown_specs(config, picture, placements)
     engines, others = _engines(specs, picture, paint), _others(config, specs, picture.url)
     _print_paragraphs(console, [*engines, *others, "\n".join(_notes(specs, picture))])
@@ -84,7 +84,8 @@ def _engines(specs: Sequence[EngineSpec], picture: Picture, paint: Paint) -> Ite
 def _others(config: RunConfig, specs: Sequence[EngineSpec], url: str) -> Iterator[str]:
     """The servers whose engines are not the run's, and the gateway."""
     if others := [record for record in server_records(config, specs) if record.placement is None]:
-        yield "\n".join(["Servers without an engine of this run:", *(_other(record, url) for record in others)])
+        listed = (_other(record, url) for record in others)
+        yield "\n".join(["Servers without an engine of this run:", *listed])
     yield f"Gateway  {url}/v1"
 
 

@@ -1,4 +1,4 @@
-"""The runs there are and how each is doing: from the records on this machine, and from a Ray cluster that is asked.
+"""The runs there are and how each is doing: from the records on this machine, and from a Ray cluster.
 
 Drawing them is left to runs/status_text.
 """
@@ -188,10 +188,11 @@ def _server_status(server: ServerRecord) -> ServerStatus:
 
 def _placement_status(placement: Placement) -> PlacementStatus:
     topology = placement.topology
+    ranks = ((SlotStatus(slot.address, slot.gpus) for slot in rank.slots) for rank in placement.ranks)
     return PlacementStatus(
         strategy=str(topology.strategy),
         data_parallel_size=topology.data_parallel_size,
         tensor_parallel_size=topology.tensor_parallel_size,
         pipeline_parallel_size=topology.pipeline_parallel_size,
-        ranks=tuple(tuple(SlotStatus(slot.address, slot.gpus) for slot in rank.slots) for rank in placement.ranks),
+        ranks=tuple(map(tuple, ranks)),
     )

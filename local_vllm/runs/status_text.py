@@ -38,7 +38,8 @@ def _paragraphs(record: RunRecord, width: int | None, paint: Paint) -> Iterator[
 def _heading(record: RunRecord) -> Iterator[str]:
     state = run_state(record)
     elsewhere = "" if record.host == socket.gethostname() else f" on {record.host}, not checked from here"
-    yield f"Run {record.run_id}: {state}, pid {record.pid}{elsewhere}, begun {_ago(time.time() - record.begun_at)} ago"
+    begun = _age(time.time() - record.begun_at)
+    yield f"Run {record.run_id}: {state}, pid {record.pid}{elsewhere}, begun {begun} ago"
     if state is RunState.KILLED:
         yield "It was killed; the next ng_run cleans up after it."
     if record.url:
@@ -81,7 +82,7 @@ def _nodes_of(placements: Sequence[Placement]) -> Cluster:
     return Cluster(tuple(Node(node, addresses[node], gpus[node], 0, 0, 0) for node in addresses))
 
 
-def _ago(seconds: float) -> str:
+def _age(seconds: float) -> str:
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds // unit:.0f} {name}"

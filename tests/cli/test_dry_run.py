@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from shown_commands import shown_engines
+from timed_command import timed
 
 from local_vllm.cli.run import run
 from local_vllm.cluster import machine
@@ -198,14 +198,16 @@ def test_engines_come_in_the_order_of_their_launch(dry: Dry) -> None:
     shown = dry(TWO, *sizes(INSTRUCT, tensor=2), *sizes(THINKING, tensor=16), span(THINKING), "+cluster=3x8")
 
     assert [words[2] for _, words in shown.engines] == [f"Qwen/{THINKING}", f"Qwen/{INSTRUCT}"]
-    assert shown.text.index(f"B  {THINKING}  (launch 1 of 2)") < shown.text.index(f"A  {INSTRUCT}  (launch 2 of 2)")
+    first, second = f"B  {THINKING}  (launch 1 of 2)", f"A  {INSTRUCT}  (launch 2 of 2)"
+    assert shown.text.index(first) < shown.text.index(second)
 
 
 def test_each_engine_has_its_url_and_its_log(dry: Dry, tmp_path: Path) -> None:
     shown = dry(ONE, "+cluster=1x8", "++http_port=12345")
 
     assert f"URL  http://127.0.0.1:12345/{INSTRUCT}/v1" in shown.text
-    assert f"log  {tmp_path}/state/local_vllm/logs/<date>-<time>-<run>/{INSTRUCT}.log  (on node1)" in shown.text
+    logs = f"{tmp_path}/state/local_vllm/logs/<date>-<time>-<run>"
+    assert f"log  {logs}/{INSTRUCT}.log  (on node1)" in shown.text
     assert "Gateway  http://127.0.0.1:12345/v1" in shown.text
 
 
@@ -290,7 +292,7 @@ def test_a_configuration_without_engines_needs_no_cluster(dry: Dry, tmp_path: Pa
 
     assert (shown.status, shown.error) == (0, "")
     assert "policy_model  openai_model, org/m at http://***@vllm-1" in shown.text
-    assert "no server of this configuration has an engine of its own" in shown.text
+    assert "no server of this configuration has an engine" in shown.text
 
 
 def test_a_plan_that_does_not_fit_ends_with_status_1_and_one_sentence_beside_the_nodes(dry: Dry) -> None:
@@ -357,7 +359,8 @@ def test_a_terminal_gets_colours_unless_it_wants_none(dry: Dry, monkeypatch: pyt
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
 def test_the_launch_runs_what_a_dry_run_shows(dry: Dry, tmp_path: Path, kind: str) -> None:
     """The same configuration, once with the words of a dry run and once as it is launched on the node."""
-    config = load_run_config([TWO, *sizes(INSTRUCT, data=2, tensor=2), *sizes(THINKING, tensor=2)], cwd=tmp_path)
+    words = [TWO, *sizes(INSTRUCT, data=2, tensor=2), *sizes(THINKING, tensor=2)]
+    config = load_run_config(words, cwd=tmp_path)
     node = load_run_config(["+cluster=1x8", "+dry_run=true"], cwd=tmp_path).settings.cluster
     picture = replace(pictures.described(config, node), kind=kind)
     placements = plan_placements(picture.cluster, topologies(config))
@@ -384,7 +387,8 @@ def test_a_dry_run_on_a_described_cluster_loads_no_ray_no_vllm_and_no_http_clien
         "print(status, [name for name in heavy if name in sys.modules], file=sys.stderr)\n"
     )
     (tmp_path / "env.yaml").touch()
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stderr == "0 []\n"
 
 
@@ -392,15 +396,9 @@ def test_a_dry_run_answers_in_about_a_second_and_leaves_nothing(tmp_path: Path) 
     (tmp_path / "env.yaml").touch()
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {"XDG_STATE_HOME": str(tmp_path / "state"), "HF_HUB_OFFLINE": "1"}
-    took = []
-    for _ in range(3):
-        begun = time.monotonic()
-        done = subprocess.run(
-            [NG_RUN, TWO, "+dry_run=true", "+cluster=64x8"],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60,
-        )
-        took.append(time.monotonic() - begun)
+    done, took = timed([NG_RUN, TWO, "+dry_run=true", "+cluster=64x8"], tmp_path, env)
+
     assert (done.returncode, done.stderr) == (0, "")
     assert "vllm serve" in done.stdout
-    assert min(took) < 2.0
+    assert took < 1.6
     assert not (tmp_path / "state").exists()

@@ -27,7 +27,8 @@ def nodes(config) -> list[tuple[str, int]]:
     }.items(),
 )
 def test_nodes_are_numbered_by_their_place(load, text, gpus):
-    assert nodes(load(DRY, f"+cluster={text}")) == [(f"node{i}", size) for i, size in enumerate(gpus, start=1)]
+    expected = [(f"node{i}", size) for i, size in enumerate(gpus, start=1)]
+    assert nodes(load(DRY, f"+cluster={text}")) == expected
 
 
 @pytest.mark.parametrize("key", ["name", "address"])
@@ -90,8 +91,8 @@ def test_a_file_that_is_no_yaml_is_named_with_line_and_column(problems, write):
     assert problems(DRY, "+cluster=bad.yaml")[0].startswith(f"{file}:2:1: is not YAML")
 
 
-@pytest.mark.parametrize(("word", "key"), [("+ray_address=a:1", "ray_address"), ("+logical_gpus=2", "logical_gpus")])
-def test_a_plan_is_drawn_on_one_cluster(problems, word, key):
-    assert problems(DRY, "+cluster=4x8", word) == [
+@pytest.mark.parametrize(("key", "value"), [("ray_address", "a:1"), ("logical_gpus", "2")])
+def test_a_plan_is_drawn_on_one_cluster(problems, key, value):
+    assert problems(DRY, "+cluster=4x8", f"+{key}={value}") == [
         f"cluster: is given beside {key}: a plan is drawn on one cluster, so keep one of the two"
     ]

@@ -43,7 +43,8 @@ def ask(cluster: JoinedRay, folder: Path, *words: str, **more: str) -> subproces
     """A command of ours, beside the run: with a state folder of its own unless `more` says otherwise."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= {**cluster.environment, "XDG_STATE_HOME": str(folder / "other"), **more}
-    return subprocess.run([BIN / words[0], *words[1:]], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    command = [BIN / words[0], *words[1:]]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 
 def dry(cluster: JoinedRay, folder: Path, name: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +93,7 @@ def test_the_launched_process_has_the_command_line_and_the_variables_that_the_dr
 
 
 def launched_with(port: str) -> psutil.Process:
-    """`vllm serve` itself, and not the guard that holds its command line too: Ray has started both, not the run."""
+    """`vllm serve` itself, and not the guard that holds its command line too. Ray has started both."""
     for process in psutil.process_iter():
         line = command_line(process).split()
         if line[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and f"--port {port}" in " ".join(line):
@@ -105,7 +106,8 @@ def test_gpus_that_a_run_has_are_drawn_with_its_name(run: NgRun, cluster: Joined
 
     assert done.returncode == 0, done.stderr
     assert "A0 A0 #  #" in done.stdout
-    assert f"in use by others: 2 (2 by theirs of run {run.record()['run_id']} (pid {run.process.pid}" in done.stdout
+    holder = f"theirs of run {run.record()['run_id']} (pid {run.process.pid}"
+    assert f"in use by others: 2 (2 by {holder}" in done.stdout
     assert f"URL  {run.url}/ours/v1" in done.stdout
 
 
@@ -122,7 +124,9 @@ def test_what_does_not_fit_beside_a_run_says_who_has_the_gpus(
 
 @pytest.mark.parametrize("told", ["by the cluster", "by the record on disk", "by both"])
 def test_ng_status_shows_a_real_run(run: NgRun, cluster: JoinedRay, folder: Path, told: str) -> None:
-    words = ["ng_status"] if told == "by the record on disk" else ["ng_status", f"+ray_address={cluster.address}"]
+    words = ["ng_status"]
+    if told != "by the record on disk":
+        words.append(f"+ray_address={cluster.address}")
     more = {} if told == "by the cluster" else {"XDG_STATE_HOME": str(run.state)}
     text = ask(cluster, folder, *words, **more)
     done = ask(cluster, folder, *words, "--json", **more)
@@ -145,4 +149,5 @@ def test_after_the_run_there_is_none(run: NgRun, cluster: JoinedRay, folder: Pat
     assert run.stop() == 0
 
     done = ask(cluster, folder, "ng_status", RAY_ADDRESS=cluster.address, XDG_STATE_HOME=str(run.state))
-    assert done.stdout == f"No runs on this machine or on the cluster at {cluster.address}; ng_run starts one.\n"
+    where = f"this machine or on the cluster at {cluster.address}"
+    assert done.stdout == f"No runs on {where}; ng_run starts one.\n"
