@@ -53,7 +53,11 @@ async def run_cluster(config: RunConfig, record: RunRecord) -> AsyncIterator[Run
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[None]:
-    """This process as a driver of the cluster there. Raises ClusterError when it cannot be joined."""
+    """This process as a driver of the cluster there.
+
+    Raises:
+        ClusterError: it cannot be joined, or something that was asked of it inside the block has failed.
+    """
     import ray  # not before the environment says how Ray authenticates: it looks once, when it is imported
 
     try:
@@ -62,6 +66,8 @@ async def connected(address: str) -> AsyncIterator[None]:
         raise ClusterError(f"the Ray cluster at {address} cannot be joined: {error}") from error
     try:
         yield
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the Ray cluster at {address} has failed: {type(error).__name__}: {error}") from error
     finally:
         await in_thread(ray.shutdown)
 

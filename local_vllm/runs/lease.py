@@ -20,6 +20,9 @@ from local_vllm.engine.spec import NAMESPACE
 from local_vllm.errors import RunError
 from local_vllm.runs.threads import in_thread
 
+# What is waited for, and whether the waiting is over.
+Tell = Callable[[str, bool], None]
+
 WAIT_DEADLINE_S = 1800.0
 ANSWER_DEADLINE_S = 10.0
 LOOK_AGAIN_S = 0.3
@@ -54,13 +57,13 @@ class Lease:
 
 
 @asynccontextmanager
-async def lease(name: str, holder: str, *, hold_s: float, tell: Callable[[str], None]) -> AsyncIterator[Lease]:
+async def lease(name: str, holder: str, *, hold_s: float, tell: Tell) -> AsyncIterator[Lease]:
     """Hold the cluster's lease of that name; needs a connected driver.
 
     Args:
         holder: how others are told of this run.
         hold_s: after so long another run may take it away.
-        tell: called with whom the run waits for.
+        tell: called with whom the run waits for, and at last that it waits no more.
 
     Raises:
         RunError: others held it for half an hour.
@@ -72,16 +75,19 @@ async def lease(name: str, holder: str, *, hold_s: float, tell: Callable[[str], 
         await in_thread(lambda: _killed(actor))
 
 
-async def _acquired(name: str, holder: str, hold_s: float, tell: Callable[[str], None]) -> ActorHandle:
-    deadline, other = time.monotonic() + WAIT_DEADLINE_S, "another run"
+async def _acquired(name: str, holder: str, hold_s: float, tell: Tell) -> ActorHandle:
+    deadline, other = time.monotonic() + WAIT_DEADLINE_S, None
     while time.monotonic() < deadline:
         with contextlib.suppress(ValueError):  # the name is taken
-            return await in_thread(lambda: _taken(name, holder, hold_s))
+            actor = await in_thread(lambda: _taken(name, holder, hold_s))
+            if other is not None:
+                tell(f"it is this run's turn to {name}", True)
+            return actor
         if seen := await _seen_holder(name):
             other = seen
-            tell(f"waiting for {other} to {name}")
+            tell(f"waiting for {other} to {name}", False)
         await asyncio.sleep(LOOK_AGAIN_S)
-    raise RunError(f"the cluster's {name} lease was not free within {WAIT_DEADLINE_S:.0f} s; {other} holds it")
+    raise RunError(f"the cluster's {name} lease was not free within {WAIT_DEADLINE_S:.0f} s; {other or 'another run'} holds it")
 
 
 def _taken(name: str, holder: str, hold_s: float) -> ActorHandle:

@@ -12,7 +12,9 @@ from local_vllm.engine.spec import NAMESPACE
 from local_vllm.runs.record import RunRecord
 
 _PREFIX = "run:"
-ANSWER_DEADLINE_S = 10.0
+ANSWER_DEADLINE_S = 20.0
+# A busy machine takes its time to start an actor's process.
+START_DEADLINE_S = 120.0
 
 
 class PublishedRun:
@@ -47,7 +49,7 @@ class Registration:
 
     def settle(self) -> None:
         """Returns when every update has arrived."""
-        ray.get(self._actor.record.remote(), timeout=ANSWER_DEADLINE_S)
+        ray.get(self._actor.record.remote(), timeout=START_DEADLINE_S)
 
     def close(self) -> None:
         with contextlib.suppress(ray.exceptions.RayError, ValueError):

@@ -118,12 +118,14 @@ class Run:
         from local_vllm.runs.tenancy import FellowTenant, SoleTenant
 
         alone = self.cluster.guard is not None
-        tell = lambda doing: self.progress.step("Cluster", doing)  # noqa: E731
-        tenant = SoleTenant() if alone else FellowTenant(self.record, tell)
+        tenant = SoleTenant() if alone else FellowTenant(self.record, self._tell_turn)
         try:
             yield tenant
         finally:
             tenant.close()
+
+    def _tell_turn(self, lease: str, doing: str, over: bool) -> None:
+        self.progress.step(f"turn to {lease}", doing, done=over)
 
     @asynccontextmanager
     async def _engines(self) -> AsyncIterator[list[OwnedEngine]]:

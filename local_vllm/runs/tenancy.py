@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from local_vllm.cluster.groups import Reservation
@@ -31,7 +32,7 @@ LAUNCH = "launch"
 SERVE = "start or stop Serve"
 PLAN_TRIES = 3
 # For how long another run waits before it takes the lease away from one that hangs.
-PLAN_HOLD_S = 120.0
+PLAN_HOLD_S = 300.0
 SERVE_HOLD_S = 300.0
 LAUNCH_HOLD_S = 360.0
 
@@ -93,9 +94,9 @@ class SoleTenant:
 
 
 class FellowTenant:
-    """On a cluster that others use too. `tell` is called with whom the run waits for."""
+    """On a cluster that others use too. `tell` is called with a lease, whom the run waits for, and when that is over."""
 
-    def __init__(self, record: RunRecord, tell: Callable[[str], None]) -> None:
+    def __init__(self, record: RunRecord, tell: Callable[[str, str, bool], None]) -> None:
         self._run_id = record.run_id
         self._title = record.title
         self._tell = tell
@@ -112,7 +113,7 @@ class FellowTenant:
             RunError: another run has one of our servers' names.
             PlacementError: the engines do not fit on what is free.
         """
-        async with lease(LAUNCH, self._title, hold_s=PLAN_HOLD_S, tell=self._tell):
+        async with self._lease(LAUNCH, PLAN_HOLD_S):
             others = await in_thread(published_runs)
             _refuse_held_names(record, others)
             self._registration = await in_thread(lambda: Registration(record))
@@ -137,14 +138,14 @@ class FellowTenant:
     @asynccontextmanager
     async def launching(self, engines: int) -> AsyncIterator[Lease | None]:
         """The time in which vLLM may take the GPUs that were reserved."""
-        async with lease(LAUNCH, self._title, hold_s=LAUNCH_HOLD_S * engines, tell=self._tell) as held:
+        async with self._lease(LAUNCH, LAUNCH_HOLD_S * engines) as held:
             await in_thread(self._give_back)
             yield held
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[ServeShare]:
         """The time in which Serve may be started or shut down, and what it is at its beginning."""
-        async with lease(SERVE, self._title, hold_s=SERVE_HOLD_S, tell=self._tell):
+        async with self._lease(SERVE, SERVE_HOLD_S):
             yield await in_thread(self._serve_share)
 
     def _serve_share(self) -> ServeShare:
@@ -166,6 +167,9 @@ class FellowTenant:
         self._give_back()
         if self._registration is not None:
             self._registration.close()
+
+    def _lease(self, name: str, hold_s: float) -> AbstractAsyncContextManager[Lease]:
+        return lease(name, self._title, hold_s=hold_s, tell=partial(self._tell, name))
 
     def _give_back(self) -> None:
         if self._reservation is not None:

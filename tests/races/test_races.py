@@ -134,7 +134,7 @@ def test_a_run_waits_for_one_that_is_launching_and_takes_over_when_that_is_kille
         "import asyncio, time\n"
         "from local_vllm.runs.lease import lease\n"
         "async def hold():\n"
-        "    async with lease('launch', 'a run that hangs', hold_s=600, tell=print):\n"
+        "    async with lease('launch', 'a run that hangs', hold_s=600, tell=lambda *_: None):\n"
         "        print('held', flush=True); time.sleep(600)\n"
         "asyncio.run(hold())"
     )
