@@ -48,7 +48,7 @@ class FunctionDelta(Struct, gc=False):
 class ToolCallDelta(Struct, gc=False):
     """A tool call, or a piece of one: `index` says of which. A whole answer numbers its calls by position."""
 
-    function: FunctionDelta
+    function: FunctionDelta | None = None
     id: str | None = None
     index: int | None = None
 
@@ -102,6 +102,43 @@ class Logprobs(Struct, gc=False):
 class ChoiceWithTokens(Choice, gc=False):
     token_ids: Raw | UnsetType = UNSET
     logprobs: Logprobs | None = None
+
+
+class ChunkChoice(Struct, gc=False):
+    delta: Delta
+    finish_reason: str | None = None
+
+
+class ChatChunk(Struct, gc=False):
+    """One event of a stream. The last has the usage and no choices; a failure has an `error` and nothing else.
+
+    `prompt_text` is what the chat template made, in the first one only.
+    """
+
+    model: str = ""
+    choices: list[ChunkChoice] = []
+    usage: Usage | None = None
+    prompt_text: str | None = None
+    error: Raw | UnsetType = UNSET
+
+
+class ListedLogprobs(Struct, gc=False):
+    content: Raw | UnsetType = UNSET
+
+
+class ChunkChoiceWithTokens(ChunkChoice, gc=False):
+    token_ids: Raw | UnsetType = UNSET
+    logprobs: ListedLogprobs | None = None
+
+
+class ChatChunkWithTokens(ChatChunk, gc=False):
+    """An event of a stream of which token ids or log probabilities are wanted: those of its own tokens.
+
+    `prompt_token_ids` are in the first one only.
+    """
+
+    choices: list[ChunkChoiceWithTokens] = []
+    prompt_token_ids: Raw | UnsetType = UNSET
 
 
 class ChatAnswerWithTokens(Struct, gc=False):

@@ -18,7 +18,9 @@ from local_vllm.protocol import tokens
 from local_vllm.protocol.calls import Answer, Asked, ChatCall
 from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens, Delta
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
+from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
+from local_vllm.protocol.logprobs import TokenTexts
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.overflow import Overflow, find_overflow
 from local_vllm.protocol.passthrough import read_chat, without_developer
@@ -29,13 +31,16 @@ from local_vllm.protocol.response import Ending, ending, overflow_notes, respons
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_items, resolved
 from local_vllm.protocol.to_chat import caller_fields, check
-from local_vllm.protocol.tokens import NoTokens
+from local_vllm.protocol.tokens import NoTokens, StreamedTokens
 from local_vllm.protocol.tools import read_tools
 
 __all__ = ["Answer", "ChatCall", "Converter", "error_body", "peek_model", "tokenize_body"]
 
 _TOKEN_FIELDS: Fields = {"logprobs": True, "return_token_ids": True}
 _STREAM_FIELDS: Fields = {"stream": True, "stream_options": {"include_usage": True}}
+# The prompt shows whether the chat template has opened a block of reasoning.
+_PROMPT_FIELD: Fields = {"return_prompt_text": True}
+_LOGPROBS = "message.output_text.logprobs"
 
 
 class _Peeked(Struct, gc=False):
@@ -114,6 +119,8 @@ class Converter:
         chat = {"model": model, "messages": messages, **fields}
         if request.stream:
             chat |= _STREAM_FIELDS
+            if self._settings.uses_reasoning_parser:
+                chat |= _PROMPT_FIELD
         asked = Asked(
             request,
             toolbox,
@@ -197,6 +204,24 @@ class Converter:
         if missing is None:
             return Answer(200, body)
         return Answer(200, body, missing.prompt_only and tokenized is None, missing.reason)
+
+    def stream(self, call: ChatCall) -> ResponseEvents:
+        """What makes events of the engine's stream, for a Responses call that asked for one."""
+        asked: Asked = call.asked  # type: ignore[assignment]
+        splitter = None
+        if self._settings.uses_reasoning_parser:
+            splitter = ThinkSplitter(inside=self._settings.chat_template_opens_reasoning, tags=self._tags)
+        texts = TokenTexts() if _LOGPROBS in (asked.request.include or ()) else None
+        key = asked.response_id.removeprefix("resp_")
+        return ResponseEvents(
+            asked,
+            peek_model(call.body) or "",
+            Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names, tokens=texts),
+            clock=self._clock,
+            begins_after=splitter.begin_after if splitter else None,
+            texts=texts,
+            tokens=StreamedTokens() if call.wants_token_ids else None,
+        )
 
     def _fold(self, asked: Asked, message: Delta, *, cut_off: bool) -> list[Any]:
         splitter = None

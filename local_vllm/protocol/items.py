@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from local_vllm.protocol.custom_input import CustomInput
 from local_vllm.protocol.tokens import Tokens
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -17,7 +18,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 class OutputText(Struct, tag="output_text", tag_field="type", gc=False):
     text: str
     annotations: tuple[()] = ()
-    logprobs: tuple[()] = ()
+    logprobs: list[Raw] | tuple[()] = ()
 
 
 class Refusal(Struct, tag="refusal", tag_field="type", gc=False):
@@ -76,30 +77,49 @@ OutputItem = Message | ReasoningItem | FunctionCallItem | CustomToolCallItem
 
 
 class Growing:
-    """An item that is still being written. `item` gives it as it stands."""
+    """An item that is still being written, at `index` of the output."""
 
-    __slots__ = ("id", "pieces")
+    __slots__ = ("id", "index", "pieces", "logprobs", "is_closed")
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, index: int) -> None:
         self.id = id
+        self.index = index
         self.pieces: list[str] = []
+        self.logprobs: list[Raw] = []
+        self.is_closed = False
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
+    def seen(self, piece: str) -> str:
+        """What a client sees of a piece that the model wrote."""
+        return piece
+
+    def rest(self) -> str:
+        """What a client has not seen yet, when nothing follows."""
+        return ""
+
+    def begun(self) -> OutputItem:
+        """The item as it is announced: without content."""
+        raise NotImplementedError
+
     def item(self, status: Status) -> OutputItem:
+        """The item as it stands."""
         raise NotImplementedError
 
 
 class GrowingMessage(Growing):
     __slots__ = ()
 
+    def begun(self) -> Message:
+        return Message(id=self.id, content=[], status="in_progress")
+
     def item(self, status: Status) -> Message:
-        return Message(id=self.id, content=[OutputText(self.text)], status=status)
+        return Message(id=self.id, content=[OutputText(self.text, logprobs=self.logprobs)], status=status)
 
 
-class GrowingRefusal(Growing):
+class GrowingRefusal(GrowingMessage):
     __slots__ = ()
 
     def item(self, status: Status) -> Message:
@@ -109,43 +129,85 @@ class GrowingRefusal(Growing):
 class GrowingReasoning(Growing):
     __slots__ = ()
 
+    def begun(self) -> ReasoningItem:
+        return ReasoningItem(id=self.id, content=[], status="in_progress")
+
     def item(self, status: Status) -> ReasoningItem:
         return ReasoningItem(id=self.id, content=[ReasoningText(self.text)], status=status)
 
 
-class GrowingFunctionCall(Growing):
+class GrowingCall(Growing):
+    """A call of a tool. `text` is its arguments, or the input of a custom tool."""
+
     __slots__ = ("call_id", "name")
 
-    def __init__(self, id: str, call_id: str, name: str) -> None:
-        super().__init__(id)
+    def __init__(self, id: str, index: int, call_id: str, name: str) -> None:
+        super().__init__(id, index)
         self.call_id = call_id
         self.name = name
 
-    def item(self, status: Status) -> FunctionCallItem | CustomToolCallItem:
+    @property
+    def is_whole(self) -> bool:
+        """Whether its arguments are a JSON object to the end: then nothing can follow."""
+        raise NotImplementedError
+
+
+class GrowingFunctionCall(GrowingCall):
+    __slots__ = ()
+
+    @property
+    def is_whole(self) -> bool:
+        return _is_object(self.text)
+
+    def begun(self) -> FunctionCallItem:
+        return FunctionCallItem(
+            id=self.id, call_id=self.call_id, name=self.name, arguments="", status="in_progress"
+        )
+
+    def item(self, status: Status) -> FunctionCallItem:
         return FunctionCallItem(
             id=self.id, call_id=self.call_id, name=self.name, arguments=self.text, status=status
         )
 
 
-class GrowingCustomToolCall(GrowingFunctionCall):
-    __slots__ = ()
+class GrowingCustomToolCall(GrowingCall):
+    __slots__ = ("_input", "_written")
+
+    def __init__(self, id: str, index: int, call_id: str, name: str) -> None:
+        super().__init__(id, index, call_id, name)
+        self._input = CustomInput()
+        self._written: list[str] = []
+
+    @property
+    def is_whole(self) -> bool:
+        return _is_object("".join(self._written))
+
+    def seen(self, piece: str) -> str:
+        self._written.append(piece)
+        return self._input.feed(piece)
+
+    def rest(self) -> str:
+        return self._input.rest()
+
+    def begun(self) -> CustomToolCallItem:
+        return CustomToolCallItem(
+            id=self.id, call_id=self.call_id, name=self.name, input="", status="in_progress"
+        )
 
     def item(self, status: Status) -> CustomToolCallItem:
         return CustomToolCallItem(
-            id=self.id, call_id=self.call_id, name=self.name, input=_custom_input(self.text), status=status
+            id=self.id, call_id=self.call_id, name=self.name, input=self.text, status=status
         )
 
 
-class _CustomArguments(Struct, gc=False):
-    input: str
-
-
-_decode_custom = msgspec.json.Decoder(_CustomArguments).decode
-
-
-def _custom_input(arguments: str) -> str:
-    """The one string of a custom tool's call; arguments of another shape stay as the model wrote them."""
+def _is_object(arguments: str) -> bool:
+    if not arguments.rstrip().endswith("}"):
+        return False
     try:
-        return _decode_custom(arguments.encode("utf-8", "surrogatepass")).input
+        _decode_object(arguments.encode("utf-8", "surrogatepass"))
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return arguments
+        return False
+    return True
+
+
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode

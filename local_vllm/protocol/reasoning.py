@@ -31,6 +31,10 @@ class ThinkSplitter:
         self._tags = tags
         self._held = ""  # an unfinished tag
 
+    def begin_after(self, prompt: str) -> None:
+        """Take from the prompt, as the chat template made it, whether the answer starts inside a block."""
+        self.inside = prompt.rstrip().endswith(self._tags[0])
+
     def feed(self, piece: str) -> list[Segment]:
         """The segments that are certain now. A block that is closed twice, or opened twice, keeps the tag as
         text.

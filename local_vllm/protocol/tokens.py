@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from local_vllm.protocol.chat import ChatAnswerWithTokens, TokenLogprob
+from local_vllm.protocol.chat import ChatAnswerWithTokens, ChatChunkWithTokens, TokenLogprob
 from local_vllm.protocol.vllm_fields import TOKENIZE
 
 _encode = msgspec.json.Encoder().encode
@@ -51,6 +51,8 @@ class _AnswerWithNames(Struct, gc=False):
 
 
 _decode_names = msgspec.json.Decoder(_AnswerWithNames).decode
+_decode_listed = msgspec.json.Decoder(list[TokenLogprob]).decode
+_decode_named = msgspec.json.Decoder(list[_NamedToken]).decode
 _decode_tokenized = msgspec.json.Decoder(_Tokenized).decode
 
 
@@ -63,18 +65,61 @@ def read_tokens(
     if listed is None:
         return NoTokens("the engine returned no log probabilities")
     generation = _generated(choice.token_ids, body)
+    return _checked(answer.prompt_token_ids, tokenized, generation, _log_probs(listed), len(listed))
+
+
+def _checked(
+    inline: Raw | UnsetType, tokenized: bytes | None, generation: Raw | None, log_probs: bytes, listed: int
+) -> Tokens | NoTokens:
     if generation is None:
         return NoTokens("the engine returned no token ids for what it generated")
-    if count(generation) != len(listed):
-        return NoTokens(
-            f"the engine returned {count(generation)} token ids but {len(listed)} log probabilities"
-        )
-    if b"null" in (log_probs := _log_probs(listed)):
+    if count(generation) != listed:
+        return NoTokens(f"the engine returned {count(generation)} token ids but {listed} log probabilities")
+    if b"null" in log_probs:
         return NoTokens("the engine returned a log probability that is no number")
-    prompt = _prompt(answer.prompt_token_ids, tokenized)
+    prompt = _prompt(inline, tokenized)
     if prompt is None:
         return NoTokens("the engine returned no token ids for the prompt", prompt_only=True)
     return Tokens(prompt, generation, Raw(log_probs))
+
+
+class StreamedTokens:
+    """The same from a stream: collects what each of its events says of its own tokens."""
+
+    def __init__(self) -> None:
+        self._prompt: Raw | UnsetType = UNSET
+        self._ids = bytearray()
+        self._log_probs = bytearray()
+        self._listed = 0
+
+    def add(self, chunk: ChatChunkWithTokens) -> None:
+        if chunk.prompt_token_ids is not UNSET:
+            self._prompt = Raw(bytes(chunk.prompt_token_ids))
+        for choice in chunk.choices:
+            if (ids := _array(choice.token_ids)) is not None:
+                _join(self._ids, bytes(ids))
+            if choice.logprobs and (listed := _array(choice.logprobs.content)) is not None:
+                self._add_listed(listed, named=_array(choice.token_ids) is None)
+
+    def _add_listed(self, array: Raw, *, named: bool) -> None:
+        listed = _decode_listed(array)
+        self._listed += len(listed)
+        _join(self._log_probs, _log_probs(listed))
+        if named and (ids := _ids_in_names(_decode_named(array))) is not None:
+            _join(self._ids, bytes(ids))
+
+    def read(self, tokenized: bytes | None = None) -> Tokens | NoTokens:
+        """All of them, when the stream is over."""
+        if not self._listed:
+            return NoTokens("the engine returned no log probabilities")
+        generation = Raw(b"[%b]" % bytes(self._ids)) if self._ids else None
+        return _checked(self._prompt, tokenized, generation, b"[%b]" % bytes(self._log_probs), self._listed)
+
+
+def _join(arrays: bytearray, array: bytes) -> None:
+    """Add a JSON array's members to those of others, without the brackets."""
+    if members := array.strip()[1:-1]:
+        arrays += b"," + members if arrays else members
 
 
 def count(array: Raw) -> int:
@@ -121,9 +166,13 @@ def _generated(inline: Raw | UnsetType, body: bytes) -> Raw | None:
     if (array := _array(inline)) is not None:
         return array
     try:
-        names = [each.token for each in _decode_names(body).choices[0].logprobs.content]
+        return _ids_in_names(_decode_names(body).choices[0].logprobs.content)
     except msgspec.ValidationError:
         return None
+
+
+def _ids_in_names(tokens: list[_NamedToken]) -> Raw | None:
+    names = [each.token for each in tokens]
     if not names or not all(name.startswith(_TOKEN_ID) for name in names):
         return None
     return Raw(f"[{','.join([name[len(_TOKEN_ID) :] for name in names])}]".encode())

@@ -62,10 +62,25 @@ class AiohttpTransport:
     async def stream(
         self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> AsyncIterator[EngineStream]:
+        begun = time.monotonic()
+        try:
+            answer = await self._begin_stream(url, body, headers, timeouts)
+        except ConnectionBroken:
+            if time.monotonic() - begun > STALE_WITHIN_S:
+                raise
+            answer = await self._begin_stream(url, body, headers, timeouts)
+        try:
+            async with answer:
+                yield EngineStream(answer.status, _content_type(answer), _pieces(answer))
+        except (aiohttp.ClientError, OSError) as error:
+            raise _translated(error) from error
+
+    async def _begin_stream(
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
+    ) -> aiohttp.ClientResponse:
         limits = _in_pieces(timeouts)
         try:
-            async with self._open().post(_parsed(url), data=body, headers=headers, timeout=limits) as answer:
-                yield EngineStream(answer.status, _content_type(answer), _pieces(answer))
+            return await self._open().post(_parsed(url), data=body, headers=headers, timeout=limits)
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
 

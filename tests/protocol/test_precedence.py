@@ -133,7 +133,10 @@ def test_the_higher_layer_decides(given, expected, chat):
             },
         ),
         ({"reasoning": {"effort": "none", "summary": "auto"}}, {"reasoning_effort": "none"}),
-        ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
+        (
+            {"stream": True},
+            {"stream": True, "stream_options": {"include_usage": True}, "return_prompt_text": True},
+        ),
     ],
 )
 def test_openai_s_fields_have_chat_s_names(request_fields, expected):
