@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from local_vllm.config.findings import REQUIRED
 from local_vllm.config.vllm_serve_flags import flag_problems, snake_case
@@ -36,6 +36,8 @@ SWITCHES_REFUSED = {
     "enable_elastic_ep": "the number of ranks would change, and the placement plan is made once",
     "enable_fault_tolerance": "vLLM refuses it unless an external load balancer stands before its ranks",
 }
+# How the name of a file is told from a misspelled word, where it has no slash.
+STORE_FILES = (".db", ".sqlite", ".sqlite3")
 # vLLM refuses these under fill: their ranks 0-7, 8-15, ... must share a node.
 WHOLE_NODE_BACKENDS = ("deepep_high_throughput", "deepep_low_latency")
 
@@ -66,6 +68,22 @@ def _environment(value: Any) -> Any:
         return value
     given = {name: item for name, item in value.items() if item is not None}
     return {name: str(int(item)) if isinstance(item, bool) else item for name, item in given.items()}
+
+
+def _tags(tags: tuple[str, str]) -> tuple[str, str]:
+    if not all(tag.strip() for tag in tags) or tags[0] == tags[1]:
+        raise ValueError(f"must be two different tags, the opening and the closing one, not {list(tags)}")
+    return tags
+
+
+def _store(value: Any) -> Any:
+    if not isinstance(value, str) or value in ("memory", "none"):
+        return "none" if value is False else value
+    if "/" not in value and Path(value).suffix not in STORE_FILES:
+        raise ValueError(
+            f"must be memory, none, or the path of an SQLite file ({', '.join(STORE_FILES)}), not {value!r}"
+        )
+    return value
 
 
 Number = Annotated[int, BeforeValidator(no_bool)]
@@ -121,10 +139,13 @@ class ModelServerSettings(Settings):
     sampling_overrides: JsonObject = Field(
         {}, description="Request fields that beat whatever the caller sent (temperature, top_p, ...)."
     )
-    response_store: str | None = Field(
-        None, description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
+    response_store: Annotated[str, BeforeValidator(_store)] = Field(
+        "memory", description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
     )
-    response_store_max_mib: PositiveInt | None = Field(None, description="Upper bound of the response store.")
+    response_store_max_mib: PositiveInt = Field(
+        256, description="Upper bound of the response store; what was used longest ago goes first."
+    )
+    max_request_mib: PositiveInt = Field(64, description="The largest body that a request may have.")
 
 
 class ChatSettings(ModelServerSettings):
@@ -132,17 +153,10 @@ class ChatSettings(ModelServerSettings):
 
     not_yet: ClassVar = frozenset(
         {
-            "audio_root",
             "is_responses_native",
-            "preserve_reasoning_in_assistant_content",
-            "reasoning_tags",
             "render_chat_template",
-            "response_store",
-            "response_store_max_mib",
-            "sequential_reasoning_allowed",
             "tokenizer",
             "use_completions_api",
-            "uses_interleaved_reasoning",
         }
     )
 
@@ -177,7 +191,7 @@ class ChatSettings(ModelServerSettings):
     hosted_tools: Literal["drop", "refuse"] = Field(
         "drop", description="Tools that only OpenAI hosts: drop them, and say so, or refuse the request."
     )
-    reasoning_tags: tuple[str, str] | None = Field(
+    reasoning_tags: Annotated[tuple[str, str], AfterValidator(_tags)] | None = Field(
         None, description="Opening and closing tag of reasoning, where they are not <think> and </think>."
     )
     is_responses_native: bool = Field(False, description="Pass requests to the engine's own /v1/responses.")

@@ -156,7 +156,7 @@ async def _answer(routes: Routes, request: Request) -> Answer:
 
 def _find(routes: Routes, request: Request) -> Handler:
     path = path_below_root(request.scope)
-    methods = routes.get(path)
+    methods = routes.get(path) or routes.get(_template(path))
     if methods is None:
         raise RequestError(f"Nothing is at {path}.", status=404, code="not_found")
     method = request.scope["method"]
@@ -167,6 +167,14 @@ def _find(routes: Routes, request: Request) -> Handler:
             f"{path} does not take {method}; use {allowed}.", status=405, code="method_not_allowed"
         )
     return handler
+
+
+def _template(path: str) -> str:
+    """`/v1/responses/{id}/...` for `/v1/responses/resp_1/...`: the fourth part of a path names one of many."""
+    parts = path.split("/")
+    if len(parts) < 4 or not parts[3]:
+        return path
+    return "/".join([*parts[:3], "{id}", *parts[4:]])
 
 
 def path_below_root(scope: Scope) -> str:

@@ -11,9 +11,11 @@ from contextlib import AsyncExitStack
 
 import msgspec
 
-from local_vllm.errors import RequestError
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall, Converter, tokenize_body
+from local_vllm.protocol.events import events_of_whole
+from local_vllm.protocol.stored import to_keep
+from local_vllm.protocol.supplied import NOTHING, Supplied, wanted
 from local_vllm.serving.asgi import (
     Answer,
     Limits,
@@ -26,15 +28,22 @@ from local_vllm.serving.asgi import (
     answer_lifespan,
     refuse_websocket,
 )
-from local_vllm.serving.client import EngineClient
+from local_vllm.serving.audio import AudioFolder
+from local_vllm.serving.client import EngineClient, EngineStream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
+from local_vllm.serving.lookups import Lookups
 from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply
+from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_store
 from local_vllm.serving.sessions import Destination, Sessions
+from local_vllm.serving.stored_responses import delete_response, get_input_items, get_response
+from local_vllm.serving.streams import EVENT_STREAM, UNBUFFERED, ResponseStream
 
 CHAT = "/chat/completions"
 # Keys that stand in every example and open nothing; any other is a secret.
 OPEN_KEYS = ("", "dummy", "EMPTY")
 REDACTED = "***"
+
+Keep = Callable[[bytes], None]
 
 
 class ModelServer:
@@ -50,6 +59,8 @@ class ModelServer:
         *,
         sessions: Sessions,
         limits: Limits = Limits(),
+        store: ResponseStore | None = None,
+        audio: AudioFolder = AudioFolder(),
     ) -> None:
         self.name = name
         self.model = model
@@ -59,12 +70,16 @@ class ModelServer:
         self._client = client
         self._sessions = sessions
         self._limits = limits
+        self.store = store or open_store(StoreSetting())
+        self._lookups = Lookups(self.store, audio)
         self._warned = False
         self._routes = self._route_table()
 
     def _route_table(self) -> Routes:
         return {
             "/v1/responses": {"POST": self._post_responses},
+            "/v1/responses/{id}": {"GET": self._get_response, "DELETE": self._delete_response},
+            "/v1/responses/{id}/input_items": {"GET": self._get_input_items},
             "/v1/chat/completions": {"POST": self._post_chat_completions},
             "/v1/models": {"GET": self._get_models},
             "/health": {"GET": self._get_health},
@@ -83,8 +98,9 @@ class ModelServer:
         await self._source.start()
 
     async def close(self) -> None:
-        """Ends the background work of the source, and the client's connections."""
+        """Ends the background work of the source and of the store, and the client's connections."""
         await self._source.close()
+        await self.store.close()
         await self._client.close()
 
     def state(self) -> Ready | NotReady:
@@ -95,13 +111,31 @@ class ModelServer:
         state = self._source.current()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
-        call = self._converter.to_chat(body, state.endpoints[0].model)
-        if call.stream:
-            raise _no_streaming_yet()
+        asked = self._converter.read(body)
+        wants = wanted(asked)
+        supplied = await self._lookups.supply(wants) if wants else NOTHING
+        call = self._converter.convert(asked, state.endpoints[0].model, supplied)
+        keep = lambda answer: self._keep(call, supplied, body, answer)  # noqa: E731
+        if call.settled is not None:
+            return self._settled(call, keep)
         to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
-        return await self._respond(call, to)
+        if call.stream:
+            return await self._stream_response(call, to, keep)
+        return await self._respond(call, to, keep)
 
-    async def _respond(self, call: ChatCall, to: Destination) -> Answer:
+    def _keep(self, call: ChatCall, supplied: Supplied, body: bytes, answer: bytes) -> None:
+        """Hand a response to the store; it is written while nobody waits."""
+        asked = call.asked
+        if asked is not None and asked.store:
+            previous = asked.request.previous_response_id
+            self.store.put(to_keep(asked.response_id, previous, body, answer, supplied))
+
+    def _settled(self, call: ChatCall, keep: Keep) -> Answer:
+        answer: bytes = call.settled  # type: ignore[assignment]
+        keep(answer)
+        return Reply(200, events_of_whole(answer), EVENT_STREAM) if call.stream else Reply(200, answer)
+
+    async def _respond(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:
         engine = await self._client.post(to.endpoint, CHAT, call.body, rank=to.rank)
         if engine.status != 200:
             return self._failed(call, engine.status, engine.body, to)
@@ -110,13 +144,40 @@ class ModelServer:
             answer = await self._with_prompt_ids(call, engine.body, to)
         if answer.token_problem is not None:
             self._warn_once(answer.token_problem)
+        keep(answer.body)
         return Reply(answer.status, answer.body, JSON + to.headers)
 
     async def _with_prompt_ids(self, call: ChatCall, engine_body: bytes, to: Destination) -> Converted:
         """A second call, for engines that leave the prompt's token ids out of their answers."""
+        return self._converter.to_response(call, engine_body, await self._tokenize(call, to))
+
+    async def _tokenize(self, call: ChatCall, to: Destination) -> bytes:
         tokenized = await self._client.post_to_root(to.endpoint, "/tokenize", tokenize_body(call))
-        found = tokenized.body if tokenized.status == 200 else b"{}"
-        return self._converter.to_response(call, engine_body, found)
+        return tokenized.body if tokenized.status == 200 else b"{}"
+
+    async def _stream_response(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:
+        async with AsyncExitStack() as stack:
+            opening = self._client.stream(to.endpoint, CHAT, call.body, rank=to.rank)
+            engine = await stack.enter_async_context(opening)
+            if engine.status != 200:
+                return self._failed(call, engine.status, await _whole_body(engine), to)
+            answer = self._new_stream(engine, call, to, keep)
+            if refused := await answer.open():
+                return self._failed(call, refused.status, refused.body, to)
+            chunks = answer.chunks()
+            stack.push_async_callback(chunks.aclose)
+            return StreamReply(chunks, stack.pop_all(), EVENT_STREAM + to.headers)
+
+    def _new_stream(
+        self, engine: EngineStream, call: ChatCall, to: Destination, keep: Keep
+    ) -> ResponseStream:
+        return ResponseStream(
+            engine,
+            self._converter.stream(call),
+            tokenize=lambda: self._tokenize(call, to),
+            warn=self._warn_once,
+            keep=keep,
+        )
 
     def _warn_once(self, problem: str) -> None:
         if not self._warned:
@@ -150,13 +211,14 @@ class ModelServer:
             stream = self._client.stream(to.endpoint, path, call.body, rank=to.rank)
             answer = await stack.enter_async_context(stream)
             if answer.status != 200:
-                body = b"".join([chunk async for chunk in answer.chunks])
-                return self._failed(call, answer.status, body, to)
-            headers = _content_type(answer.content_type) + to.headers
+                return self._failed(call, answer.status, await _whole_body(answer), to)
+            headers = _content_type(answer.content_type) + UNBUFFERED + to.headers
             return StreamReply(answer.chunks, stack.pop_all(), headers)
 
     def _failed(self, call: ChatCall, status: int, body: bytes, to: Destination) -> Reply:
         failure = self._converter.from_failure(call, status, body)
+        if failure.status == 200 and call.stream:
+            return Reply(200, events_of_whole(failure.body), EVENT_STREAM + to.headers)
         return Reply(failure.status, failure.body, JSON + to.headers)
 
     async def _post_responses(self, request: Request) -> Answer:
@@ -164,6 +226,15 @@ class ModelServer:
 
     async def _post_chat_completions(self, request: Request) -> Answer:
         return await self.chat_completions(request, await request.json_body())
+
+    async def _get_response(self, request: Request) -> Answer:
+        return await get_response(request, [self.store])
+
+    async def _delete_response(self, request: Request) -> Answer:
+        return await delete_response(request, [self.store])
+
+    async def _get_input_items(self, request: Request) -> Answer:
+        return await get_input_items(request, [self.store])
 
     async def _get_models(self, request: Request) -> Answer:
         return models_reply([self])
@@ -212,6 +283,5 @@ def _content_type(value: str) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"content-type", value.encode("latin-1")),)
 
 
-def _no_streaming_yet() -> RequestError:
-    message = "Streaming of responses is not there yet: send stream=false, or stream /v1/chat/completions."
-    return RequestError(message, param="stream", code="unsupported_value")
+async def _whole_body(answer: EngineStream) -> bytes:
+    return b"".join([piece async for piece in answer.chunks])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.asgi import Limits
 from local_vllm.serving.client import EngineClient, Timeouts, Transport
+from local_vllm.serving.response_store import LocalStores, ResponseStore, StoreSetting, Stores
 from local_vllm.serving.sessions import Sessions
 
 YOUNG_OBJECTS = 20_000
@@ -28,12 +29,16 @@ class Replica:
     transport: Transport = field(default_factory=AiohttpTransport)
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    stores: Stores = field(default_factory=LocalStores)
 
     def client(self, default_headers: Mapping[str, str] | None = None) -> EngineClient:
         return EngineClient(self.transport, self.timeouts, default_headers)
 
     def sessions(self, server: str) -> Sessions:
         return Sessions(server, self.secret, first=self.first)
+
+    def store(self, setting: StoreSetting) -> ResponseStore:
+        return self.stores.store(setting)
 
 
 def settle_memory() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from local_vllm.config.schema import ChatSettings, VLLMModelSettings
+from dataclasses import replace
+
+from local_vllm.config.schema import ChatSettings, ModelServerSettings, VLLMModelSettings
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
+from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replica import Replica
+from local_vllm.serving.response_store import StoreSetting
 
 
 class VLLMModel(ModelServer):
@@ -29,12 +33,19 @@ class VLLMModel(ModelServer):
             Converter(converter_settings(settings)),
             replica.client(settings.default_headers),
             sessions=replica.sessions(name),
-            limits=replica.limits,
+            limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
+            store=replica.store(store_setting(settings)),
+            audio=AudioFolder(settings.audio_root),
         )
 
 
 def _somebody_elses(settings: VLLMModelSettings) -> FixedEndpoints:
     return FixedEndpoints(settings.base_url, settings.api_key.get_secret_value(), settings.model)
+
+
+def store_setting(settings: ModelServerSettings) -> StoreSetting:
+    """What the settings say about stored responses, in the store's words."""
+    return StoreSetting(settings.response_store, settings.response_store_max_mib << 20)
 
 
 def converter_settings(settings: ChatSettings) -> ConverterSettings:
@@ -49,4 +60,9 @@ def converter_settings(settings: ChatSettings) -> ConverterSettings:
         context_overflow=settings.context_overflow,
         hosted_tools=settings.hosted_tools,
         chat_template_opens_reasoning=settings.chat_template_opens_reasoning,
+        reasoning_tags=settings.reasoning_tags,
+        uses_interleaved_reasoning=settings.uses_interleaved_reasoning,
+        preserve_reasoning_in_assistant_content=settings.preserve_reasoning_in_assistant_content,
+        sequential_reasoning_allowed=settings.sequential_reasoning_allowed,
+        stores_responses=settings.response_store != "none",
     )

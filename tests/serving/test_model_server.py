@@ -110,11 +110,6 @@ async def test_a_streamed_chat_completion_that_fails_at_once_is_a_json_error(
     assert "too long" in body["error"]["message"]
 
 
-async def test_a_streamed_response_is_refused_by_name_for_now(address: str) -> None:
-    status, _, body = await ask("POST", f"{address}/v1/responses", json=ASK | {"stream": True})
-    assert (status, body["error"]["param"]) == (400, "stream")
-
-
 async def test_models_lists_the_model_of_the_config(address: str) -> None:
     async with openai_client(address) as client:
         assert [model.id async for model in client.models.list()] == ["my/model"]
