@@ -129,4 +129,7 @@ class SqliteStore:
 
     def _delete(self, response_id: str) -> bool:
         with self._database as database:
-            return database.execute("DELETE FROM responses WHERE id = ?", (response_id,)).rowcount > 0
+            deleting = database.execute("DELETE FROM responses WHERE id = ? RETURNING bytes", (response_id,))
+            dropped = deleting.fetchall()
+        self._bytes -= sum(cost for (cost,) in dropped)
+        return bool(dropped)
