@@ -21,7 +21,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.utils import disable_progress_bars
 
-from local_vllm.engine import hub_errors
+from local_vllm.engine import byte_stream, hub_errors
 from local_vllm.engine.hub import HubAccess, HubFile, Patience, Snapshot, patiently, repository_folder
 from local_vllm.engine.resumed_file import Corrupt, ResumedFile, partial_path, size_of
 from local_vllm.engine.spec import Download
@@ -226,8 +226,9 @@ class Fetch:
 
 
 def _is_streamed(file: HubFile) -> bool:
-    # Whoever asks for Xet's speed gives up that a file is resumed in the middle.
-    return bool(file.etag) and file.size <= _LARGEST_OVER_HTTP and not constants.HF_XET_HIGH_PERFORMANCE
+    # Whoever asks for Xet by this variable gives up that a file is resumed in the middle.
+    wants_xet = constants.HF_XET_HIGH_PERFORMANCE
+    return bool(file.etag) and file.size <= _LARGEST_OVER_HTTP and not wants_xet and byte_stream.is_possible()
 
 
 def _try_lock(descriptor: int) -> bool:

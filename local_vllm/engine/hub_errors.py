@@ -1,6 +1,6 @@
 """What went wrong between us and the Hub, as one line that says what to change; and whether trying again helps.
 
-Errors of the HTTP library are known by their names: huggingface_hub has had three of them (requests, httpx, httpx2).
+Errors of huggingface_hub's HTTP client are known by their names: it has had three clients (requests, httpx, httpx2).
 """
 
 from __future__ import annotations
@@ -8,11 +8,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+import ssl
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 from huggingface_hub import errors as hub
 
+# Of the standard library's client; those of huggingface_hub's are known by name.
+_LOST = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -56,21 +61,26 @@ def is_busy(error: BaseException) -> bool:
 def is_unreachable(error: BaseException) -> bool:
     """No whole answer came: no network, no server, or a connection that broke."""
     error = origin(error)
-    if isinstance(error, hub.HfHubHTTPError | hub.OfflineModeIsEnabled) or _CERTIFICATE.search(str(error)):
+    if status_of(error) is not None or isinstance(error, hub.OfflineModeIsEnabled):
         return False
-    return _is_a(error, "TransportError", "ConnectionError") and not _is_a(error, "UnsupportedProtocol")
+    if _CERTIFICATE.search(str(error)) or _is_a(error, "UnsupportedProtocol"):
+        return False
+    return isinstance(error, _LOST) or _is_a(error, "TransportError", "ConnectionError")
 
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status that the Hub answered with, if it did."""
-    response = getattr(origin(error), "response", None)
-    return getattr(response, "status_code", None)
+    error = origin(error)
+    if isinstance(error, HTTPError):
+        return error.code
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def retry_after_s(error: BaseException) -> float:
     """How long the Hub asks to wait; 0 if it does not say."""
-    response = getattr(origin(error), "response", None)
-    value = response.headers.get("Retry-After", "") if response is not None else ""
+    error = origin(error)
+    answer = error if isinstance(error, HTTPError) else getattr(error, "response", None)
+    value = answer.headers.get("Retry-After", "") if answer is not None else ""
     return float(value) if value.isdigit() else 0.0
 
 
@@ -108,9 +118,7 @@ def _of_the_hub(error: BaseException, asked: Asked) -> str | None:
         )
     if isinstance(error, hub.RepositoryNotFoundError):
         return _no_such_model(asked)
-    if isinstance(error, hub.HfHubHTTPError):
-        return _answered(error, asked)
-    return None
+    return _answered(error, asked) if status_of(error) is not None else None
 
 
 def not_cached(asked: Asked) -> str:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from huggingface_hub import constants, get_session
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers
 
 from local_vllm.engine import hub_errors
+from local_vllm.engine.byte_stream import byte_stream
 from local_vllm.engine.hub import HubFile, Patience
 
 _HASH_BLOCK_BYTES = 1 << 20
@@ -93,22 +94,16 @@ class ResumedFile:
             return begin if begin >= self.file.size else self._write_from(begin, out)
 
     def _write_from(self, begin: int, out: BinaryIO) -> int:
-        headers = build_hf_headers(token=self._token) | {"Accept-Encoding": "identity"}
-        if begin:
-            headers["Range"] = f"bytes={begin}-"
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream(
-            "GET", self._url, headers=headers, timeout=timeout, follow_redirects=True
-        ) as answer:
-            hf_raise_for_status(answer)
-            at = begin if answer.status_code == 206 else 0
+        headers = build_hf_headers(token=self._token)
+        with byte_stream(self._url, headers, begin, constants.HF_HUB_DOWNLOAD_TIMEOUT) as stream:
+            at = stream.begins_at
             out.seek(at)
-            for chunk in answer.iter_bytes():
+            for piece in stream.pieces():
                 self._pause(0)
-                at += len(chunk)
+                at += len(piece)
                 if at > self.file.size:
                     break
-                _write(out, chunk)
+                _write(out, piece)
         return at
 
 
@@ -125,8 +120,8 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def _write(out: BinaryIO, chunk: bytes) -> None:
-    view = memoryview(chunk)
+def _write(out: BinaryIO, piece: bytes) -> None:
+    view = memoryview(piece)
     while view:
         view = view[out.write(view) :]
 

@@ -27,12 +27,15 @@ except EngineStartError as error:
 """
 
 
-def fetching_process(hub: StandInHub, cache: Path, mount: str = "", each_time: str = "") -> subprocess.Popen[str]:
+def fetching_process(
+    hub: StandInHub, cache: Path, mount: str = "", each_time: str = "", endpoint: str = "", **environment: str
+) -> subprocess.Popen[str]:
     """Start it. `mount` is done before, in a mount namespace of its own; `each_time` is run at each word of progress."""
-    command = [sys.executable, "-c", PROGRAM, hub.url, str(cache), each_time]
+    command = [sys.executable, "-c", PROGRAM, endpoint or hub.url, str(cache), each_time]
     if mount:
         command = ["unshare", "--mount", "sh", "-c", f"{mount} && exec {shlex.join(command)}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, **environment}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def need_mounts() -> None:

@@ -75,6 +75,7 @@ class StandInHub:
         self.repositories = repositories
         self.tokens = tokens
         self.faults = Faults()
+        self.renamed: dict[str, str] = {}
         self.requests: list[str] = []
         self.bytes_of: Counter[str] = Counter()
         self.authorized_elsewhere = False
@@ -175,6 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(status, "", "not now", more)
             return
         parts = unquote(url.path).strip("/").split("/")
+        for former, name in self.hub.renamed.items():
+            if f"/{former}/" in f"{url.path}/":
+                self._reply(307, {"Location": self.path.replace(former, name)}, b"")
+                return
         try:
             if parts[:2] == ["api", "models"]:
                 self._api(parts[2:], parse_qs(url.query))

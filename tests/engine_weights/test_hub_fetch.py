@@ -72,6 +72,24 @@ def test_the_token_is_not_shown_to_where_large_files_lie(hub: StandInHub, cache:
     assert not hub.authorized_elsewhere
 
 
+def test_a_model_that_was_renamed_is_found_with_its_token(hub: StandInHub, cache: Path) -> None:
+    hub.renamed["tiny-org/former-name"] = TINY.model
+    hub.repositories[TINY.model].gated = frozenset({"hf_good"})
+    access, former = HubAccess(hub.url, "hf_good"), WantedModel("tiny-org/former-name")
+    snapshot = find_snapshot(former, cache, access, HURRIED)
+    list(Fetch(snapshot, cache, access, HURRIED).progress())
+    check_whole(snapshot, hub, cache)
+
+
+def test_a_proxy_of_the_environment_carries_all_of_it(hub: StandInHub, cache: Path) -> None:
+    process = fetching_process(
+        hub, cache, endpoint="http://hub.invalid", HTTP_PROXY=hub.url, http_proxy=hub.url, NO_PROXY="", no_proxy=""
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert hub.bytes_served == size_of(hub)
+
+
 def test_offline_nothing_is_asked_when_the_cache_is_whole(hub: StandInHub, cache: Path) -> None:
     online = fetched(hub, cache)
     hub.forget()
@@ -196,7 +214,7 @@ def test_without_a_byte_for_too_long_it_is_given_up(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
     hub.faults.stalls = True
-    with pytest.raises(EngineStartError, match=r"not a byte of tiny-org/tiny-model .* for 1 s.*ReadTimeout"):
+    with pytest.raises(EngineStartError, match=r"not a byte of tiny-org/tiny-model .* for 1 s.*Timeout"):
         fetched(hub, cache, Patience(lost_s=(0.05,), no_progress_s=1.4))
 
 
