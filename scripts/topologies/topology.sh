@@ -20,12 +20,17 @@ topology() {
                 words+=("+cluster=${nodes}x$gpus_per_node" +dry_run=true)
                 ;;
             -*) fail "unknown option '$1'; known are --dry-run and --help" ;;
-            *) if [[ $1 == *dry_run=[Tt]rue ]]; then dry_run=yes; fi && words+=("$1") ;;
+            *)
+                [[ $1 != *dry_run=[Tt]rue ]] || dry_run=yes
+                words+=("$1")
+                ;;
         esac
         shift
     done
     if [[ -z $dry_run ]]; then check_cluster; fi
-    exec "$(ng_run)" "${words[@]}"
+    local program
+    program=$(find_ng_run)
+    exec "$program" "${words[@]}"
 }
 
 show_help() {
@@ -63,7 +68,7 @@ check_cluster() {
     if [[ $nodes -gt 1 && -z ${RAY_ADDRESS:-} ]]; then fail "it needs $(needs)"; fi
 }
 
-ng_run() {
+find_ng_run() {
     local ours=$root/.venv/bin/ng_run
     if [[ -x $ours ]]; then
         echo "$ours"
