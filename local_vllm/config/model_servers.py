@@ -83,7 +83,7 @@ def _store(value: Any) -> Any:
         raise ValueError(
             f"must be memory, none, or the path of an SQLite file ({', '.join(STORE_FILES)}), not {value!r}"
         )
-    return value
+    return str(Path(value).expanduser().absolute())
 
 
 Number = Annotated[int, BeforeValidator(no_bool)]

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -182,7 +181,3 @@ def _end(actors: list[ray.actor.ActorHandle]) -> None:
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             ray.kill(actor)
 
-
-def absolute(kind: str) -> str:
-    """An SQLite file where the command was given: the actor's working directory is another."""
-    return kind if kind in ("memory", "none") else str(Path(kind).expanduser().absolute())
