@@ -53,6 +53,7 @@ async def applications(
                 await in_thread(lambda: refuse_taken_names(deployed.names))
                 await stack.enter_async_context(_removed_after(deployed, cluster, tenant))
             await in_thread(lambda: start_serve(config.settings, joined, Path(record.volatile)))
+            stack.enter_context(deployment.stores())
             targets = deployment.targets(deployed.gateway)
             await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
             keep(deployed)

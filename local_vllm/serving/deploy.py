@@ -5,15 +5,18 @@ What runs in a replica is made there, by the functions below, from settings that
 
 from __future__ import annotations
 
+import hashlib
 import random
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from local_vllm.config.schema import (
+    ChatSettings,
     LocalVLLMModelProxySettings,
     LocalVLLMModelSettings,
     OpenAIModelSettings,
@@ -28,7 +31,8 @@ from local_vllm.serving.local_vllm_model_proxy import LocalVLLMModelProxy
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.openai_model import OpenAIModel
 from local_vllm.serving.replica import Replica, settle_memory
-from local_vllm.serving.vllm_model import VLLMModel
+from local_vllm.serving.shared_store import SharedStores, store_hosts
+from local_vllm.serving.vllm_model import VLLMModel, store_setting
 
 GATEWAY = "gateway"
 # Serve's own admission control answers with texts of its own: ours stands in the application.
@@ -54,8 +58,13 @@ class Deployment:
 
     def model_server(self, name: str) -> ModelServer:
         """Build one server. Called in the replica that is to run it."""
+        return self._model_server(name, self._replica())
+
+    def _replica(self) -> Replica:
+        return Replica(self.secret, first=random.randrange(1 << 16), stores=SharedStores(self._run))
+
+    def _model_server(self, name: str, replica: Replica) -> ModelServer:
         config = self._config(name)
-        replica = Replica(self.secret, first=random.randrange(1 << 16))
         match config.settings:
             case LocalVLLMModelSettings() as settings:
                 return LocalVLLMModel(name, settings, replica, source=EngineEndpoints(name))
@@ -70,7 +79,20 @@ class Deployment:
         raise TypeError(f"{name}: {type(config.settings).__name__} is no model server")
 
     def gateway(self) -> Gateway:
-        return Gateway([self.model_server(config.name) for config in self.servers])
+        replica = self._replica()
+        return Gateway([self._model_server(config.name, replica) for config in self.servers])
+
+    def stores(self) -> AbstractContextManager[None]:
+        """Where the replicas' responses are kept. Entered in the process that owns the run, before there are any.
+
+        Raises ConfigError when an SQLite file cannot be used.
+        """
+        settings = [config.settings for config in self.servers if isinstance(config.settings, ChatSettings)]
+        return store_hosts(self._run, [store_setting(each) for each in settings])
+
+    @property
+    def _run(self) -> str:
+        return hashlib.blake2b(self.secret, digest_size=6).hexdigest()
 
     def _config(self, name: str) -> ServerConfig:
         return next(config for config in self.servers if config.name == name)
