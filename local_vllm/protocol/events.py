@@ -84,12 +84,13 @@ class ResponseEvents:
             self._usage = chunk.usage
         if self._decode is _decode_chunk_with_tokens:
             self._collect(chunk)
-        for choice in chunk.choices[:1]:
-            if choice.finish_reason is not None:
-                self._finish_reason = choice.finish_reason
-            if steps := self._fold.add(choice.delta):
-                events += self._written(steps)
-        return events
+        if not chunk.choices:
+            return events
+        choice = chunk.choices[0]
+        if choice.finish_reason is not None:
+            self._finish_reason = choice.finish_reason
+        steps = self._fold.add(choice.delta)
+        return events + self._written(steps) if steps else events
 
     def _read(self, payload: bytes) -> Any:
         try:
@@ -117,6 +118,8 @@ class ResponseEvents:
                     self._texts.add(choice.logprobs.content)
 
     def _written(self, steps: list[Step]) -> bytes:
+        if len(steps) == 1:
+            return self._write_step(steps[0])
         return b"".join([self._write_step(step) for step in steps])
 
     def _write_step(self, step: Step) -> bytes:

@@ -39,6 +39,8 @@ class ThinkSplitter:
         """The segments that are certain now. A block that is closed twice, or opened twice, keeps the tag as
         text.
         """
+        if not self._held and self._tags[self.inside][0] not in piece:
+            return [(self.inside, piece)]
         text, self._held = self._held + piece, ""
         segments: list[Segment] = []
         while True:

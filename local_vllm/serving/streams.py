@@ -33,6 +33,8 @@ class EventReader:
         """The data of the events that are whole now, in order. Comments and other fields are dropped."""
         if self._ended_in_cr or b"\r" in piece:
             piece = self._with_plain_line_ends(piece)
+        if not self._rest and piece.count(b"\n") == 2 and piece.startswith(b"data: ") and piece.endswith(b"\n\n"):
+            return [piece[6:-2]]
         whole, end, self._rest = (self._rest + piece).rpartition(b"\n\n")
         return _data_of_events(whole) if end else []
 
