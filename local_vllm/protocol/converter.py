@@ -20,7 +20,7 @@ from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens, Delta
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
-from local_vllm.protocol.logprobs import TokenTexts
+from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.overflow import Overflow, find_overflow
 from local_vllm.protocol.passthrough import read_chat, without_developer
@@ -30,7 +30,7 @@ from local_vllm.protocol.request import OpenAIFields, decode_part, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_items, resolved
-from local_vllm.protocol.to_chat import caller_fields, check
+from local_vllm.protocol.to_chat import caller_fields, check, wants_logprobs
 from local_vllm.protocol.tokens import NoTokens, StreamedTokens
 from local_vllm.protocol.tools import read_tools
 
@@ -40,7 +40,6 @@ _TOKEN_FIELDS: Fields = {"logprobs": True, "return_token_ids": True}
 _STREAM_FIELDS: Fields = {"stream": True, "stream_options": {"include_usage": True}}
 # The prompt shows whether the chat template has opened a block of reasoning.
 _PROMPT_FIELD: Fields = {"return_prompt_text": True}
-_LOGPROBS = "message.output_text.logprobs"
 
 
 class _Peeked(Struct, gc=False):
@@ -190,7 +189,8 @@ class Converter:
         decoded = _read_answer(call, answer)
         choice = decoded.choices[0]
         end = ending(choice.finish_reason)
-        output = self._fold(asked, choice.message, cut_off=end.status != "completed")
+        texts = texts_of_whole(answer) if wants_logprobs(asked.request) else None
+        output = self._fold(asked, choice.message, texts, cut_off=end.status != "completed")
         missing = _attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
         response = response_object(
             asked,
@@ -211,7 +211,7 @@ class Converter:
         splitter = None
         if self._settings.uses_reasoning_parser:
             splitter = ThinkSplitter(inside=self._settings.chat_template_opens_reasoning, tags=self._tags)
-        texts = TokenTexts() if _LOGPROBS in (asked.request.include or ()) else None
+        texts = TokenTexts() if wants_logprobs(asked.request) else None
         key = asked.response_id.removeprefix("resp_")
         return ResponseEvents(
             asked,
@@ -223,14 +223,16 @@ class Converter:
             tokens=StreamedTokens() if call.wants_token_ids else None,
         )
 
-    def _fold(self, asked: Asked, message: Delta, *, cut_off: bool) -> list[Any]:
+    def _fold(
+        self, asked: Asked, message: Delta, texts: TokenTexts | None, *, cut_off: bool
+    ) -> list[Any]:
         splitter = None
         if self._settings.uses_reasoning_parser and message.content:
             unclosed = cut_off and self._settings.chat_template_opens_reasoning
             inside = opens_in_reasoning(message.content, tags=self._tags, unclosed=unclosed)
             splitter = ThinkSplitter(inside=inside, tags=self._tags)
         key = asked.response_id.removeprefix("resp_")
-        fold = Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names)
+        fold = Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names, tokens=texts)
         fold.add(message)
         fold.finish(cut_off=cut_off)
         return fold.items

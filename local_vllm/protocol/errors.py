@@ -91,11 +91,16 @@ def _nearest(name: str, known: frozenset[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.83)), None)
 
 
-def misspelled(name: str, known: frozenset[str]) -> None:
-    """Raise RequestError if an unknown field nearly spells a known one; others are none of our business."""
+def misspelled(name: str, known: frozenset[str], prefix: str = "") -> None:
+    """Raise RequestError if an unknown field nearly spells a known one; others are none of our business.
+
+    `prefix` is the path of the object that it is in.
+    """
     if len(name) <= 64 and (nearest := _nearest(name, known)):
         raise RequestError(
-            f"Unknown parameter: '{name}'. Did you mean '{nearest}'?", param=name, code="unknown_parameter"
+            f"Unknown parameter: '{prefix}{name}'. Did you mean '{prefix}{nearest}'?",
+            param=f"{prefix}{name}",
+            code="unknown_parameter",
         )
 
 

@@ -7,13 +7,26 @@ from __future__ import annotations
 from collections import deque
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 
 class _NamedToken(Struct, gc=False):
     token: str
 
 
+class _Listed(Struct, gc=False):
+    content: Raw | UnsetType = UNSET
+
+
+class _Choice(Struct, gc=False):
+    logprobs: _Listed | None = None
+
+
+class _Answer(Struct, gc=False):
+    choices: list[_Choice] = []
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_entries = msgspec.json.Decoder(list[Raw]).decode
 _decode_names = msgspec.json.Decoder(list[_NamedToken]).decode
 
@@ -59,3 +72,12 @@ class TokenTexts:
         while self._waiting and self._waiting[0].start < end:
             popped.append(self._waiting.popleft())
         return popped
+
+
+def texts_of_whole(answer: bytes) -> TokenTexts:
+    """The tokens of a whole answer; none when the engine listed none."""
+    texts = TokenTexts()
+    listed = _decode_answer(answer).choices[0].logprobs
+    if listed is not None and listed.content is not UNSET and bytes(listed.content) != b"null":
+        texts.add(listed.content)
+    return texts

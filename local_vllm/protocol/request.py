@@ -4,7 +4,7 @@ items mean together (calls and their outputs, roles and parts) is left to `messa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -77,7 +77,7 @@ class Reasoning(Struct, gc=False):
 class TextFormat(Struct, gc=False):
     type: Literal["text", "json_object", "json_schema"]
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")] | None = None
-    schema: dict[str, Raw] | None = None
+    schema: Raw | UnsetType = UNSET
     description: str | None = None
     strict: bool | None = None
 
@@ -85,6 +85,18 @@ class TextFormat(Struct, gc=False):
 class TextConfig(Struct, gc=False):
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class _StrictReasoning(Reasoning, forbid_unknown_fields=True):
+    """The same, closed."""
+
+
+class _StrictTextFormat(TextFormat, forbid_unknown_fields=True):
+    """The same, closed."""
+
+
+class _StrictTextConfig(TextConfig, forbid_unknown_fields=True):
+    format: _StrictTextFormat | None = None
 
 
 class OpenAIFields(Struct, kw_only=True, gc=False):
@@ -132,7 +144,11 @@ _VLLM_FIELDS: list[tuple[str, Any, Any]] = [(name, Raw | UnsetType, UNSET) for n
 # is decoded again to find out whether they are misspellings.
 ResponsesRequest: Any = msgspec.defstruct(
     "ResponsesRequest",
-    _VLLM_FIELDS,
+    [
+        *_VLLM_FIELDS,
+        ("reasoning", _StrictReasoning | None, None),
+        ("text", _StrictTextConfig | None, None),
+    ],
     bases=(OpenAIFields,),
     kw_only=True,
     gc=False,
@@ -143,6 +159,10 @@ _LenientRequest: Any = msgspec.defstruct(
 )
 
 _KNOWN = frozenset(ResponsesRequest.__struct_fields__)
+_KNOWN_INSIDE = {
+    "reasoning": frozenset(Reasoning.__struct_fields__),
+    "text": frozenset(TextConfig.__struct_fields__),
+}
 _decode: Callable[[bytes], OpenAIFields] = msgspec.json.Decoder(ResponsesRequest).decode
 _decode_leniently: Callable[[bytes], OpenAIFields] = msgspec.json.Decoder(_LenientRequest).decode
 _decode_names = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -151,6 +171,8 @@ _decode_names = msgspec.json.Decoder(dict[str, Raw]).decode
 def read_request(body: bytes) -> OpenAIFields:
     """Decode and check a Responses request. Raises RequestError that names the field at fault."""
     try:
+        if not body.isascii():
+            str(body, "utf-8")  # what is copied unread has to be text too
         return _decode(body)
     except msgspec.ValidationError as problem:
         if not str(problem).startswith("Object contains unknown field"):
@@ -161,9 +183,17 @@ def read_request(body: bytes) -> OpenAIFields:
 
 
 def _read_with_unknown_names(body: bytes) -> OpenAIFields:
-    for name in decode_part(_decode_names, body).keys() - _KNOWN:
-        misspelled(name, _KNOWN)
+    fields = decode_part(_decode_names, body)
+    _check_names(fields, _KNOWN, "")
+    for name, known in _KNOWN_INSIDE.items():
+        if bytes(memoryview(fields.get(name, b""))[:1]) == b"{":
+            _check_names(decode_part(_decode_names, fields[name], name), known, f"{name}.")
     return decode_part(_decode_leniently, body)
+
+
+def _check_names(given: Mapping[str, Any], known: frozenset[str], prefix: str) -> None:
+    for name in given.keys() - known:
+        misspelled(name, known, prefix)
 
 
 def decode_part(decode: Callable[[Any], T], raw: bytes | Raw, param: str = "") -> T:

@@ -5,13 +5,16 @@ places, `precedence.py` decides.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import UNSET, Raw
+import msgspec
+from msgspec import UNSET, Meta, Raw
 
 from local_vllm.errors import RequestError
+from local_vllm.protocol.errors import missing
+from local_vllm.protocol.json_schema import check_schema
 from local_vllm.protocol.precedence import Fields, canonical
-from local_vllm.protocol.request import OpenAIFields, TextFormat
+from local_vllm.protocol.request import OpenAIFields, TextFormat, decode_part
 from local_vllm.protocol.supplied import audio_paths
 from local_vllm.protocol.tools import Toolbox
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
@@ -27,6 +30,10 @@ _REFUSED = {
     "conversation": "Conversations are not kept here: use 'previous_response_id', or send the whole of it in 'input'.",
     "prompt": "Stored prompts are not available here: send 'instructions' and 'input'.",
 }
+
+_LOGPROBS = "message.output_text.logprobs"
+_decode_limit = msgspec.json.Decoder(Annotated[int, Meta(ge=1, le=2**63 - 1)] | None).decode
+_LIMITS = {"max_tokens": _decode_limit, "max_completion_tokens": _decode_limit}
 
 _vllm_fields = attrgetter(*PASSED_THROUGH)
 _NONE_PASSED = (UNSET,) * len(PASSED_THROUGH)
@@ -88,6 +95,8 @@ def caller_fields(request: OpenAIFields, toolbox: Toolbox) -> Fields:
         fields["max_completion_tokens"] = request.max_output_tokens
     if request.reasoning is not None and request.reasoning.effort is not None:
         fields["reasoning_effort"] = request.reasoning.effort
+    if wants_logprobs(request):
+        fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.text is not None and request.text.format is not None:
         fields |= _response_format(request.text.format)
     if toolbox.tools:
@@ -95,11 +104,19 @@ def caller_fields(request: OpenAIFields, toolbox: Toolbox) -> Fields:
     return fields
 
 
+def wants_logprobs(request: OpenAIFields) -> bool:
+    """Whether the answer's text is to come with log probabilities."""
+    return bool(request.top_logprobs) or (request.include is not None and _LOGPROBS in request.include)
+
+
 def _passed_through(request: OpenAIFields) -> Fields:
     values = _vllm_fields(request)
     if values == _NONE_PASSED:
         return {}
-    return {name: value for name, value in zip(PASSED_THROUGH, values, strict=True) if value is not UNSET}
+    given = {name: value for name, value in zip(PASSED_THROUGH, values, strict=True) if value is not UNSET}
+    for name in given.keys() & _LIMITS.keys():
+        decode_part(_LIMITS[name], given[name], name)
+    return given
 
 
 def _tool_fields(request: OpenAIFields, toolbox: Toolbox) -> Fields:
@@ -116,12 +133,11 @@ def _response_format(format: TextFormat) -> Fields:
         return {}
     if format.type == "json_object":
         return {"response_format": {"type": "json_object"}}
-    for name in ("name", "schema"):
-        if getattr(format, name) is None:
-            param = f"text.format.{name}"
-            raise RequestError(
-                f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-            )
+    if format.name is None:
+        raise missing("text.format.name")
+    if format.schema is UNSET or _is_null(format.schema):
+        raise missing("text.format.schema")
+    check_schema(format.schema, "text.format.schema", code="invalid_json_schema")
     schema = {"name": format.name, "schema": format.schema}
     for name in ("description", "strict"):
         if (value := getattr(format, name)) is not None:

@@ -5,13 +5,15 @@ tools that only OpenAI hosts are dropped and named, or refused.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from local_vllm.errors import RequestError
-from local_vllm.protocol.errors import one_of
+from local_vllm.protocol.errors import missing, one_of
+from local_vllm.protocol.json_schema import check_schema
 from local_vllm.protocol.request import decode_part
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
@@ -37,6 +39,8 @@ _HOSTED = frozenset(
     }
 )
 _OWN = ("function", "custom")
+# Tools of more bytes than this are read anew each time rather than remembered.
+_LARGE = 128 << 10
 _MODES = ("none", "auto", "required")
 _CUSTOM_INPUT = Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},'
@@ -95,8 +99,17 @@ _decode_choice = msgspec.json.Decoder(str | ToolChoice | None).decode
 
 def read_tools(tools: Raw | UnsetType, choice: Raw | UnsetType, *, hosted: str) -> Toolbox:
     """`hosted` is `drop` or `refuse`. Raises RequestError naming the tool at fault."""
-    given = None if tools is UNSET else decode_part(_decode_tools, tools, "tools")
-    chosen = None if choice is UNSET else decode_part(_decode_choice, choice, "tool_choice")
+    if tools is UNSET and choice is UNSET:
+        return NO_TOOLS
+    given = b"null" if tools is UNSET else bytes(tools)
+    chosen = b"null" if choice is UNSET else bytes(choice)
+    return (_read if len(given) > _LARGE else _read_once)(given, chosen, hosted)
+
+
+def _read(tools_json: bytes, choice_json: bytes, hosted: str) -> Toolbox:
+    tools, choice = Raw(tools_json), Raw(choice_json)
+    given = decode_part(_decode_tools, tools, "tools")
+    chosen = decode_part(_decode_choice, choice, "tool_choice")
     if not given and chosen is None:
         return NO_TOOLS
     functions = [_chat_tool(tool, position) for position, tool in enumerate(given or ())]
@@ -110,8 +123,12 @@ def read_tools(tools: Raw | UnsetType, choice: Raw | UnsetType, *, hosted: str) 
         mode if usable else None,
         frozenset([tool.name for tool in given or () if tool.type == "custom" and tool.name]),
         dropped,
-        Raw(b"[]") if tools is UNSET or not given else _echo(tools, functions),
+        Raw(b"[]") if not given else _echo(tools, functions),
     )
+
+
+# The same tools come with every request of a conversation, and of a training run.
+_read_once = lru_cache(maxsize=256)(_read)
 
 
 def _echo(tools: Raw, functions: list[ChatTool | None]) -> Raw | list[Raw]:
@@ -130,11 +147,7 @@ def _chat_tool(tool: Tool, position: int) -> ChatTool | None:
         _check_hosted(tool.type, f"{path}.type")
         return None
     if tool.name is None:
-        raise RequestError(
-            f"Missing required parameter: '{path}.name'.",
-            param=f"{path}.name",
-            code="missing_required_parameter",
-        )
+        raise missing(f"{path}.name")
     if not _NAME.fullmatch(tool.name):
         raise RequestError(
             f"Invalid '{path}.name': expected 1 to 128 letters, digits, '_' and '-', got {tool.name!r}.",
@@ -160,12 +173,12 @@ def _parameters(tool: Tool, path: str) -> Raw | UnsetType:
     first = bytes(memoryview(parameters)[:1])
     if first == b"n":
         return UNSET
+    param = f"{path}.parameters"
     if first != b"{":
         raise RequestError(
-            f"Invalid type for '{path}.parameters': expected a JSON schema (an object).",
-            param=f"{path}.parameters",
-            code="invalid_type",
+            f"Invalid type for '{param}': expected a JSON schema (an object).", param=param, code="invalid_type"
         )
+    check_schema(parameters, param, code="invalid_function_parameters", is_object=True)
     return parameters
 
 
@@ -208,6 +221,9 @@ def _mode(choice: str, tools: tuple[ChatTool, ...]) -> str:
 
 
 def _allowed(choice: ToolChoice, tools: tuple[ChatTool, ...]) -> tuple[tuple[ChatTool, ...], str]:
+    for name in ("mode", "tools"):
+        if getattr(choice, name) is None:
+            raise missing(f"tool_choice.{name}")
     named = [
         _named(each, tools, f"tool_choice.tools[{position}]")
         for position, each in enumerate(choice.tools or ())
@@ -222,11 +238,7 @@ def _named(choice: ToolChoice, tools: tuple[ChatTool, ...], path: str) -> str:
         _check_hosted(choice.type, f"{path}.type")
         raise _hosted(choice.type, path)
     if choice.name is None:
-        raise RequestError(
-            f"Missing required parameter: '{path}.name'.",
-            param=f"{path}.name",
-            code="missing_required_parameter",
-        )
+        raise missing(f"{path}.name")
     if all(tool.function.name != choice.name for tool in tools):
         raise RequestError(
             f"Tool choice '{choice.name}' not found in 'tools'.", param=path, code="invalid_value"

@@ -77,6 +77,14 @@ WRONG = [
         {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": 3}}},
         "text.format.schema",
     ),
+    (
+        {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "thing"}}}},
+        "text.format.schema",
+    ),
+    (
+        {"input": "a", "text": {"format": {"type": "json_schema", "name": "a", "schema": None}}},
+        "text.format.schema",
+    ),
     ({"input": "a", "metadata": {"a": {"b": "c"}}}, "metadata"),
     ({"input": "a", "metadata": {"a": "x" * 513}}, "metadata.a"),
     ({"input": "a", "metadata": {str(n): "x" for n in range(17)}}, "metadata"),
@@ -134,6 +142,13 @@ WRONG = [
     ({"input": "a", "tools": [FUNCTION, {"type": "function", "name": 3}]}, "tools[1].name"),
     ({"input": "a", "tools": [{**FUNCTION, "parameters": "none"}]}, "tools[0].parameters"),
     ({"input": "a", "tools": [{**FUNCTION, "strict": "yes"}]}, "tools[0].strict"),
+    ({"input": "a", "tools": [{**FUNCTION, "parameters": {"type": "string"}}]}, "tools[0].parameters"),
+    ({"input": "a", "tools": [{**FUNCTION, "parameters": {"properties": []}}]}, "tools[0].parameters"),
+    ({"input": "a", "tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.mode"),
+    ({"input": "a", "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+    ({"input": "a", "max_tokens": -1}, "max_tokens"),
+    ({"input": "a", "max_completion_tokens": "many"}, "max_completion_tokens"),
+    ({"input": "a", "max_tokens": 1.5}, "max_tokens"),
     ({"input": "a", "tools": [{"type": "banana"}]}, "tools[0].type"),
     ({"input": "a", "tools": [FUNCTION], "tool_choice": "always"}, "tool_choice"),
     ({"input": "a", "tools": [FUNCTION], "tool_choice": {"type": "function"}}, "tool_choice.name"),
@@ -164,6 +179,11 @@ def test_the_field_at_fault_is_named(body, param):
         b'{"input": "\xff"}',
         b'{"input": "a",}',
         b'{"unheard":',
+        b'{"input": "\\ud800"}',
+        b'{"input": "a", "stop": "\xff"}',
+        b'{"input": "a", "top_k": NaN}',
+        b'{"input": "a", "tools": [{"type": "function", "name": "f", "parameters": {"a": "\xff"}}]}',
+        b'{"input": "a", "wholly_unheard_of": "\xff"}',
         b"[1]",
         b"null",
     ],
@@ -194,6 +214,23 @@ def test_a_misspelled_field_is_refused_with_the_nearest_known_one(name, nearest)
     assert f"'{nearest}'" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"reasoning": {"efort": "low"}}, "reasoning.efort"),
+        ({"text": {"verbositty": "low"}}, "text.verbositty"),
+        ({"text": {"formatt": {"type": "text"}}}, "text.formatt"),
+    ],
+)
+def test_a_field_inside_another_may_be_misspelled_too(fields, param):
+    assert refusal({"input": "a", **fields}).param == param
+
+
+def test_unknown_fields_inside_others_are_ignored_when_they_resemble_none():
+    body = {"input": "a", "reasoning": {"effort": "low", "context": "x"}, "text": {"format": {"type": "text", "x": 1}}}
+    assert json.loads(CONVERTER.to_chat(json.dumps(body).encode(), "e").body)["reasoning_effort"] == "low"
+
+
 def test_an_unknown_field_that_resembles_none_is_ignored():
     call = CONVERTER.to_chat(b'{"input": "a", "wholly_unheard_of": {"x": [1]}}', "engine")
     assert json.loads(call.body) == {"model": "engine", "messages": [{"role": "user", "content": "a"}]}
@@ -220,7 +257,13 @@ def test_known_fields_that_cannot_be_filled_are_accepted():
         "top_logprobs": 2,
     }
     call = CONVERTER.to_chat(json.dumps(body).encode(), "engine")
-    assert json.loads(call.body) == {"model": "engine", "messages": [{"role": "user", "content": "a"}]}
+    chat = json.loads(call.body)
+    assert chat == {
+        "model": "engine",
+        "messages": [{"role": "user", "content": "a"}],
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
 
 
 @pytest.mark.parametrize(
