@@ -17,11 +17,12 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int) -> dict[st
     """Serve's variables: HAProxy in front, replicas reached directly, all files and fixed ports private to the run.
 
     Args:
-        run_dir: a folder of this run alone; HAProxy's sockets and configuration go below it.
+        run_dir: a folder of this run or cluster alone; HAProxy's sockets and configuration go below it. Its path has
+            at most 20 bytes: Serve adds 57 for a node, and HAProxy takes sockets' names up to 97.
         ports: `PORTS_NEEDED` free ports.
         cpus: cores of this machine.
     """
-    haproxy = run_dir / "haproxy"
+    haproxy = run_dir / "ha"
     stats, metrics, http, grpc, replicas = ports
     return {
         # The default proxy is a Python process: about forty times the CPU time per request.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ray import serve
 
-from local_vllm.cluster import machine
-from local_vllm.config.schema import RunConfig
+from local_vllm.cluster.head_node import head_node
+from local_vllm.config.schema import GlobalSettings, RunConfig
 from local_vllm.runs.clusters import RunCluster
+from local_vllm.runs.ingress import Ingress, own_ingress, shared_ingress, stated_ingress
 from local_vllm.runs.janitor import janitor
 from local_vllm.runs.record import RunRecord
 from local_vllm.runs.serve_start import refuse_taken_names, remove_applications, start_serve
@@ -41,20 +41,21 @@ async def applications(
     """Deploy every server of `config`; `keep` is called with what there is as soon as that is settled.
 
     Raises:
-        RunError: another run's applications have our names.
+        RunError: another run's applications have our names, or Serve cannot be reached from here.
     """
     deployment = Deployment(config.servers)
     joined = cluster.guard is None
     async with AsyncExitStack() as stack:
         async with tenant.serve() as share:
-            deployed = _settled(config, share, deployment, record)
+            ingress = await in_thread(lambda: _ingress(config.settings, share, joined))
+            deployed = _settled(ingress, share, deployment, record)
             # On a private cluster everything goes with the cluster.
             if joined:
                 await in_thread(lambda: refuse_taken_names(deployed.names))
                 await stack.enter_async_context(_removed_after(deployed, cluster, tenant))
-            await in_thread(lambda: start_serve(config.settings, joined, Path(record.volatile)))
+            await in_thread(lambda: start_serve(config.settings, joined))
             stack.enter_context(deployment.stores())
-            targets = deployment.targets(deployed.gateway)
+            targets = deployment.targets(deployed.gateway, on_head=ingress.on_head)
             await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
             keep(deployed)
         yield deployed
@@ -72,9 +73,13 @@ async def _removed_after(deployed: Deployed, cluster: RunCluster, tenant: Tenant
         watching.dismiss()
 
 
-def _settled(config: RunConfig, share: ServeShare, deployment: Deployment, record: RunRecord) -> Deployed:
+def _ingress(settings: GlobalSettings, share: ServeShare, joined: bool) -> Ingress:
+    if not joined or not share.is_ours:
+        return Ingress(share.url, on_head=False) if share.url else stated_ingress(settings)
+    head = head_node()
+    return shared_ingress(share.url, head) if share.url else own_ingress(settings, head)
+
+
+def _settled(ingress: Ingress, share: ServeShare, deployment: Deployment, record: RunRecord) -> Deployed:
     gateway = Mount(GATEWAY, "/") if share.has_root else Mount(f"{GATEWAY}-{record.run_id}", f"/run-{record.run_id}")
-    settings = config.settings
-    here = f"http://{machine.reachable_host(settings.http_host)}:{settings.http_port}"
-    names = (*deployment.server_names, gateway.name)
-    return Deployed(share.url or here, gateway, names, share.is_ours)
+    return Deployed(ingress.url, gateway, (*deployment.server_names, gateway.name), share.is_ours)

@@ -12,6 +12,7 @@ from local_vllm.cluster import machine
 from local_vllm.config.schema import RunConfig
 from local_vllm.errors import ClusterError, ConfigError, Problem, RunError
 from local_vllm.runs.engine_specs import local_servers
+from local_vllm.runs.ingress import http_host_problems
 
 CONNECT_DEADLINE_S = 5.0
 
@@ -28,9 +29,11 @@ def check_machine(config: RunConfig) -> None:
         ConfigError: the configuration does not suit this machine.
         RunError: somebody else has the port.
     """
-    if problems := [*_missing_engine(config), *logical_gpus_problems(config)]:
+    address = joined_address(config)
+    private = () if address else http_host_problems(config.settings)
+    if problems := [*_missing_engine(config), *logical_gpus_problems(config), *private]:
         raise ConfigError(problems)
-    if address := joined_address(config):
+    if address:
         check_cluster(address)
     else:
         check_port(config.settings.http_host, config.settings.http_port)

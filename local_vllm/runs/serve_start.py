@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import ray
 from ray import serve
 
 from local_vllm.cluster import machine, serve_settings
+from local_vllm.cluster.head_node import HeadNode, head_node
 from local_vllm.config.schema import GlobalSettings
-from local_vllm.errors import RunError
+from local_vllm.errors import ClusterError, ConfigError, RunError
+from local_vllm.runs.ingress import http_host_problems
+from local_vllm.runs.preflight import check_port
 
 # How Ray's documentation names Serve's controller and its namespace.
 _CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
@@ -24,18 +29,49 @@ def refuse_taken_names(names: Sequence[str]) -> None:
         raise RunError(f"{', '.join(taken)}: served on this cluster already, by no run of ours; rename the servers here")
 
 
-def start_serve(settings: GlobalSettings, joined: bool, volatile: Path) -> None:
-    """Have Serve listen where the settings say; where it runs already, it stays as it is."""
+def start_serve(settings: GlobalSettings, joined: bool) -> None:
+    """Have Serve listen where the settings say; where it runs already, it stays as it is.
+
+    Raises:
+        RunError: the port is taken on the head node.
+        ClusterError: Serve did not start.
+    """
     # Serve tells of each of its steps; the run's own progress does that.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = {"host": settings.http_host, "port": settings.http_port}
-    if not joined:
-        serve.start(http_options=options)
-        return
-    variables = serve_settings.serve_environment(
-        volatile, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count()
+    try:
+        if not joined:
+            serve.start(http_options=options)
+        elif not is_serve_running():
+            serve.start(http_options=options, **_settings_on_head(settings))
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise ClusterError(f"Ray Serve could not be started: {error}") from error
+
+
+def _settings_on_head(settings: GlobalSettings) -> dict[str, object]:
+    """The options of `serve.start` for one ingress, on the head node, with our variables."""
+    if problems := [*http_host_problems(settings)]:
+        raise ConfigError(problems)
+    head = head_node()
+    variables = head.run(_prepare_head, _serve_folder(head), settings.http_host, settings.http_port)
+    return {"proxy_location": "HeadOnly", "controller_options": {"runtime_env": {"env_vars": variables}}}
+
+
+def _serve_folder(head: HeadNode) -> Path:
+    """The folder of HAProxy's sockets on the head node: of the cluster, because Serve outlives the run that starts it."""
+    return Path("/tmp") / f"lv-s-{head.node_id[:8]}"
+
+
+def _prepare_head(folder: Path, host: str, port: int) -> dict[str, str]:
+    """Serve's variables, from what the head node has; called there."""
+    check_port(host, port)
+    # Everybody may write to HAProxy's admin socket; what keeps others away is the folder.
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ClusterError(f"{folder} on Ray's head node belongs to somebody else; remove it")
+    return serve_settings.serve_environment(
+        folder, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count()
     )
-    serve.start(http_options=options, controller_options={"runtime_env": {"env_vars": variables}})
 
 
 def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:
@@ -46,6 +82,8 @@ def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:
             serve.delete(name, _blocking=False)
     if shut_down and not known - set(names):
         serve.shutdown()
+        head = head_node()
+        head.run(shutil.rmtree, _serve_folder(head), True)
 
 
 def is_serve_running() -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
+from local_vllm.cluster.head_node import HEAD_RESOURCE
 from local_vllm.config.schema import (
     ChatSettings,
     LocalVLLMModelProxySettings,
@@ -39,6 +40,8 @@ GATEWAY = "gateway"
 UNLIMITED_REQUESTS = 1_000_000
 HEALTH_CHECK_PERIOD_S = 2
 GRACEFUL_SHUTDOWN_S = 2
+# The least that Ray counts: there is one unit, and it is for choosing the node only.
+RESOURCE_SHARE = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +100,14 @@ class Deployment:
     def _config(self, name: str) -> ServerConfig:
         return next(config for config in self.servers if config.name == name)
 
-    def targets(self, gateway: Mount) -> list[serve.RunTarget]:
-        """The Serve applications, ready for `serve.run_many`."""
-        targets = [
-            _target(config.name, f"/{config.name}", lambda name=config.name: self.model_server(name), workers(config))
-            for config in self.servers
-        ]
+    def targets(self, gateway: Mount, *, on_head: bool) -> list[serve.RunTarget]:
+        """The Serve applications, ready for `serve.run_many`; with `on_head` their replicas stay on the head node."""
+        targets = []
+        for config in self.servers:
+            make = lambda name=config.name: self.model_server(name)  # noqa: E731
+            targets.append(_target(Mount(config.name, f"/{config.name}"), make, workers(config), on_head))
         replicas = max(map(workers, self.servers), default=1)
-        return [*targets, _target(gateway.name, gateway.route, self.gateway, replicas)]
+        return [*targets, _target(gateway, self.gateway, replicas, on_head)]
 
     @property
     def server_names(self) -> tuple[str, ...]:
@@ -115,26 +118,26 @@ def workers(config: ServerConfig) -> int:
     return config.settings.num_workers
 
 
-def _target(name: str, route: str, make: Callable[[], object], replicas: int) -> serve.RunTarget:
+def _target(mount: Mount, make: Callable[[], object], replicas: int, on_head: bool) -> serve.RunTarget:
     def application() -> object:
         made = make()
         settle_memory()
         return made
 
     @serve.deployment(
-        name=name,
+        name=mount.name,
         num_replicas=replicas,
         max_ongoing_requests=UNLIMITED_REQUESTS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.2,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: RESOURCE_SHARE} if on_head else {}},
     )
     @serve.ingress(application)
     class Server:
         """Serve's handle on a raw ASGI application."""
 
-    return serve.RunTarget(target=Server.bind(), name=name, route_prefix=route)
+    return serve.RunTarget(target=Server.bind(), name=mount.name, route_prefix=mount.route)
 
 
 def not_running(names: Sequence[str]) -> dict[str, str]:
