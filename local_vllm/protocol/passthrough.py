@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from local_vllm.protocol.precedence import Fields, canonical
-from local_vllm.protocol.request import decode_part
+from local_vllm.protocol.request import check_is_text, decode_part
 from local_vllm.protocol.vllm_fields import RESERVED
 
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -36,6 +36,7 @@ class ChatRequest(Struct, frozen=True):
 
 def read_chat(body: bytes) -> ChatRequest:
     """Raises RequestError for a body that is no JSON object."""
+    check_is_text(body)
     given = decode_part(_decode_fields, body)
     return ChatRequest(
         {name: given[name] for name in given.keys() & RESERVED if name != "model"},

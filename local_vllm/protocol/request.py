@@ -170,9 +170,8 @@ _decode_names = msgspec.json.Decoder(dict[str, Raw]).decode
 
 def read_request(body: bytes) -> OpenAIFields:
     """Decode and check a Responses request. Raises RequestError that names the field at fault."""
+    check_is_text(body)
     try:
-        if not body.isascii():
-            str(body, "utf-8")  # what is copied unread has to be text too
         return _decode(body)
     except msgspec.ValidationError as problem:
         if not str(problem).startswith("Object contains unknown field"):
@@ -180,6 +179,16 @@ def read_request(body: bytes) -> OpenAIFields:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
         raise malformed(problem) from problem
     return _read_with_unknown_names(body)
+
+
+def check_is_text(body: bytes) -> None:
+    """Parts of a body are copied unread, so it has to be UTF-8 as a whole. Raises RequestError."""
+    if body.isascii():
+        return
+    try:
+        str(body, "utf-8")
+    except UnicodeDecodeError as problem:
+        raise malformed(problem) from problem
 
 
 def _read_with_unknown_names(body: bytes) -> OpenAIFields:
