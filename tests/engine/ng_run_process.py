@@ -38,7 +38,8 @@ def until(fact: Callable[[], object], deadline_s: float) -> bool:
 
 
 class NgRun:
-    """A started `ng_run` and everything below it. `environment` is added to ours, `prefix` runs it elsewhere."""
+    """A started `ng_run` and everything below it. `environment` is added to ours, `prefix` runs it elsewhere, and
+    `host` is where it is then reached."""
 
     def __init__(
         self,
@@ -47,7 +48,9 @@ class NgRun:
         *,
         environment: Mapping[str, str] = MappingProxyType({}),
         prefix: Sequence[str] = (),
+        host: str = "127.0.0.1",
     ) -> None:
+        self.host = host
         self.port = free_ports(1)[0]
         self.state = folder / "state"
         self.output = folder / "output.txt"
@@ -69,7 +72,7 @@ class NgRun:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def text(self) -> str:
         return self.output.read_text(errors="replace")
