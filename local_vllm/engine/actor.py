@@ -121,7 +121,7 @@ class EngineHost:
             await self._end(EngineState.FAILED, f"{type(error).__name__}: {error}")
 
     async def _provide_weights(self) -> None:
-        self._site_weights = await provide_weights(self.spec, self._tell)
+        self._site_weights, self.spec = await provide_weights(self.spec, self._tell)
 
     async def _live(self) -> None:
         await self._start()

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +31,58 @@ TELL_EVERY_S = 0.5
 ANSWER_WITHIN_S = 600.0
 # Fetching tells how far it is twice a second, and notices by itself when nothing comes.
 SILENCE_S = 60.0
+# What a model is wanted for: the model itself, or the flag that names it.
+MODEL, TOKENIZER, DRAFT = "model", "tokenizer", "speculative_config"
 # Ways to guess ahead without a model: vLLM takes these words in the model's place.
 _NO_DRAFT_MODELS = ("ngram", "[ngram]", "suffix")
 
 
-async def provide_weights(spec: EngineSpec, tell: Tell) -> str:
-    """Have the files of the engine's models on all its nodes; returns the folder that vLLM is to load on each.
+async def provide_weights(spec: EngineSpec, tell: Tell) -> tuple[str, EngineSpec]:
+    """Have the files of the engine's models on all its nodes.
+
+    vLLM is handed folders: by a Hub id it asks the Hub again for what it has, and does not start when nobody answers.
 
     Args:
         tell: called with what is being done, and how far it is.
+
+    Returns:
+        The folder of the model, the same on each node, and the spec with folders where its flags name other models.
 
     Raises:
         EngineStartError: the files cannot be had; the message says where, why and what to change.
     """
     async with _hosts(spec) as hosts:
-        folders = [await _provide(model, hosts, spec.hf_home / "hub", tell) for model in wanted_models(spec)]
-        return folders[0]
+        folders = {
+            role: await _provide(wanted, hosts, spec.hf_home / "hub", tell)
+            for role, wanted in wanted_models(spec).items()
+        }
+        return folders[MODEL], with_folders(spec, folders)
 
 
-def wanted_models(spec: EngineSpec) -> list[WantedModel]:
-    """The model, then the tokenizer and the draft model where the flags name others."""
+def wanted_models(spec: EngineSpec) -> dict[str, WantedModel]:
+    """The model, and the tokenizer and the draft model where the flags name others."""
     flags = {snake_case(name): value for name, value in spec.vllm_serve_kwargs.items()}
     load_format, revision = str(flags.get("load_format") or "auto"), str(flags.get("revision") or "")
-    models = [WantedModel(spec.model, revision, load_format)]
-    if (tokenizer := str(flags.get("tokenizer") or spec.model)) != spec.model:
-        models.append(WantedModel(tokenizer, str(flags.get("tokenizer_revision") or ""), "dummy"))
-    draft = _mapping(flags.get("speculative_config"))
+    models = {MODEL: WantedModel(spec.model, revision, load_format)}
+    if (tokenizer := str(flags.get(TOKENIZER) or spec.model)) != spec.model:
+        models[TOKENIZER] = WantedModel(tokenizer, str(flags.get("tokenizer_revision") or ""), "dummy")
+    draft = _mapping(flags.get(DRAFT))
     if (name := str(draft.get("model") or "")) and name not in (*_NO_DRAFT_MODELS, spec.model):
-        models.append(WantedModel(name, str(draft.get("revision") or ""), load_format))
+        models[DRAFT] = WantedModel(name, str(draft.get("revision") or ""), load_format)
     return models
+
+
+def with_folders(spec: EngineSpec, folders: Mapping[str, str]) -> EngineSpec:
+    """The spec, its flags naming `folders` in place of a tokenizer's and a draft model's Hub ids."""
+
+    def at_folder(name: str, value: object) -> object:
+        folder = folders.get(snake_case(name))
+        if folder is None:
+            return value
+        return folder if snake_case(name) == TOKENIZER else {**_mapping(value), "model": folder}
+
+    flags = {name: at_folder(name, value) for name, value in spec.vllm_serve_kwargs.items()}
+    return replace(spec, vllm_serve_kwargs=flags)
 
 
 def _mapping(flag: object) -> Mapping[str, Any]:

@@ -49,7 +49,8 @@ async def provide(of: EngineSpec) -> dict:
         told.append((detail, download.bytes_done if download else 0, download.bytes_total if download else 0))
 
     try:
-        return {"folder": await provide_weights(of, tell), "told": told}
+        folder, _ = await provide_weights(of, tell)
+        return {"folder": folder, "told": told}
     except EngineStartError as error:
         return {"error": str(error)}
 

@@ -10,7 +10,7 @@ from local_vllm.engine.hub import HubAccess, WantedModel, is_hub_id
 from local_vllm.engine.hub_variables import for_an_engine, hub_variables
 from local_vllm.engine.spec import Download, EngineSpec
 from local_vllm.engine.weights import NodeWeights
-from local_vllm.engine.weights_on_nodes import groups_by_sight, total_of, wanted_models
+from local_vllm.engine.weights_on_nodes import groups_by_sight, total_of, wanted_models, with_folders
 from local_vllm.plan.cluster import Cluster, Node
 from local_vllm.plan.placement import plan_placements
 from local_vllm.plan.topology import PackStrategy, Topology
@@ -38,23 +38,36 @@ def spec(**flags: object) -> EngineSpec:
 
 
 def test_the_model_is_wanted_in_the_revision_and_format_of_the_flags() -> None:
-    assert wanted_models(spec()) == [WantedModel("org/model", "", "auto")]
-    assert wanted_models(spec(revision="v2", **{"load-format": "dummy"})) == [WantedModel("org/model", "v2", "dummy")]
+    assert wanted_models(spec()) == {"model": WantedModel("org/model", "", "auto")}
+    flags = {"revision": "v2", "load-format": "dummy"}
+    assert wanted_models(spec(**flags)) == {"model": WantedModel("org/model", "v2", "dummy")}
 
 
 def test_a_tokenizer_of_another_model_is_wanted_without_its_weights() -> None:
-    assert wanted_models(spec(tokenizer="org/other", tokenizer_revision="v1"))[1:] == [WantedModel("org/other", "v1", "dummy")]
-    assert wanted_models(spec(tokenizer="org/model"))[1:] == []
+    wanted = wanted_models(spec(tokenizer="org/other", tokenizer_revision="v1"))
+    assert wanted["tokenizer"] == WantedModel("org/other", "v1", "dummy")
+    assert wanted_models(spec(tokenizer="org/model")).keys() == {"model"}
 
 
 @pytest.mark.parametrize("config", [{"model": "org/draft", "num_speculative_tokens": 3}, '{"model": "org/draft"}'])
 def test_a_draft_model_is_wanted(config: object) -> None:
-    assert wanted_models(spec(speculative_config=config))[1:] == [WantedModel("org/draft", "", "auto")]
+    assert wanted_models(spec(speculative_config=config))["speculative_config"] == WantedModel("org/draft", "", "auto")
 
 
 @pytest.mark.parametrize("config", [{"method": "ngram"}, {"model": "ngram"}, {"method": "mtp", "model": "org/model"}, "x"])
 def test_guessing_ahead_without_another_model_wants_none(config: object) -> None:
-    assert wanted_models(spec(speculative_config=config))[1:] == []
+    assert wanted_models(spec(speculative_config=config)).keys() == {"model"}
+
+
+def test_the_flags_name_folders_where_they_named_models() -> None:
+    flags = {"tokenizer": "org/other", "speculative-config": '{"model": "org/draft", "num_speculative_tokens": 3}'}
+    there = with_folders(spec(**flags, dtype="auto"), {"model": "/m", "tokenizer": "/t", "speculative_config": "/d"})
+    assert there.vllm_serve_kwargs == {
+        "tokenizer": "/t",
+        "speculative-config": {"model": "/d", "num_speculative_tokens": 3},
+        "dtype": "auto",
+    }
+    assert with_folders(spec(**flags), {"model": "/m"}) == spec(**flags)
 
 
 @pytest.mark.parametrize(
