@@ -7,9 +7,11 @@ import json
 import pytest
 from chat_stream import DONE, FIRST, USED, Conversion, call_piece, chunk, stream_of
 from event_grammar import check, parse
+from msgspec import Raw
 
 from local_vllm.errors import UpstreamError
 from local_vllm.protocol.events import error_status, events_of_whole
+from local_vllm.protocol.logprobs import TokenTexts
 
 
 def told(*deltas, request=None, finish_reason="stop", **settings):
@@ -283,7 +285,7 @@ TOKENS = [
     with_tokens((12, "</think>", -0.0)),
     with_tokens((13, "so", -2.5), (14, " it", -3.5), content="so it"),
     with_tokens((15, " is", -4.5), content=" is"),
-    with_tokens((16, "<|im_end|>", -0.125)) .replace(b'"finish_reason": null', b'"finish_reason": "stop"'),
+    with_tokens((16, "<|im_end|>", -0.125)).replace(b'"finish_reason": null', b'"finish_reason": "stop"'),
     USED,
     DONE,
 ]
@@ -357,6 +359,14 @@ def test_log_probabilities_go_with_the_text_that_their_tokens_made():
     (done,) = [event for event in events if event["type"] == "response.output_text.done"]
     assert [p["logprob"] for p in done["logprobs"]] == [-2.5, -3.5, -4.5]
     assert response["output"][-1]["content"][0]["logprobs"] == done["logprobs"]
+
+
+def test_the_tokens_of_a_text_are_looked_for_behind_those_that_were_taken():
+    tokens = TokenTexts()
+    names = ["<think>", "ab", "</think>", "cd", "ab", ""]
+    tokens.add(Raw(json.dumps([{"token": name, "logprob": -n} for n, name in enumerate(names)]).encode()))
+    taken = [[json.loads(bytes(entry))["logprob"] for entry in tokens.take(text)] for text in ("cd", "ab")]
+    assert taken == [[-3], [-4]]
 
 
 def test_log_probabilities_that_were_not_asked_for_are_not_told():
