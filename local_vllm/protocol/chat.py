@@ -110,7 +110,7 @@ class ChunkChoice(Struct, gc=False):
 
 
 class ChatChunk(Struct, gc=False):
-    """One event of a stream. The last has the usage and no choices; a failure has an `error` and nothing else.
+    """One event of a stream. The last has the usage and no choices; a failure has an `error` alone.
 
     `prompt_text` is what the chat template made, in the first one only.
     """

@@ -26,7 +26,7 @@ _decode_string = json.JSONDecoder(strict=False).decode  # models write line brea
 
 
 class CustomInput:
-    """Takes arguments in pieces of any size. Arguments of another shape are an input as the model wrote them."""
+    """Takes arguments in pieces of any size. Arguments of another shape stay as the model wrote them."""
 
     def __init__(self) -> None:
         self._held = ""

@@ -1,5 +1,5 @@
 """Chat deltas -> the events of the Responses API, as ready bytes. Which items a delta opens, grows and closes
-is left to `fold.py`; how an event is written, to `event_bytes.py`; reading the engine's stream, to the server.
+is left to `fold.py`, how an event is written to `event_bytes.py`, reading the engine's stream to the server.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class ResponseEvents:
         return found if isinstance(found, NoTokens) else None
 
     def finish(self, tokenized: bytes | None = None) -> bytes:
-        """The last events of a whole answer. `tokenized` is what the engine's /tokenize said of the prompt."""
+        """The last events of an answer. `tokenized` is what the engine's /tokenize said of the prompt."""
         end = ending(self._finish_reason)
         if end.error is not None:
             return self._end(end)

@@ -203,7 +203,7 @@ class Fold:
         steps.append(Grew(growing.index, growing, text, logprobs))
 
     def _close_what_is_whole(self, steps: list[Step]) -> None:
-        """What cannot grow when another item begins: the text that was open, and calls with all their JSON."""
+        """What is done when another item begins: the text that was open, and calls with all their JSON."""
         if self._open is not None:
             self._close(self._open, steps)
             self._open = None

@@ -57,7 +57,7 @@ class TokenTexts:
         self._text += "".join(names)
 
     def take(self, text: str) -> list[Raw]:
-        """The entries of the tokens that `text` was made of. All that wait, when their texts do not show it."""
+        """The entries of the tokens that `text` was made of; all that wait, if their texts do not show it."""
         found = self._text.find(text)
         if found < 0:
             found, text = 0, self._text

@@ -33,7 +33,7 @@ class EventReader:
         """The data of the events that are whole now, in order. Comments and other fields are dropped."""
         if self._ended_in_cr or b"\r" in piece:
             piece = self._with_plain_line_ends(piece)
-        if not self._rest and piece.count(b"\n") == 2 and piece.startswith(b"data: ") and piece.endswith(b"\n\n"):
+        if not self._rest and _is_one_event(piece):
             return [piece[6:-2]]
         whole, end, self._rest = (self._rest + piece).rpartition(b"\n\n")
         return _data_of_events(whole) if end else []
@@ -49,6 +49,11 @@ class EventReader:
             self._ended_in_cr = False
         self._ended_in_cr = self._ended_in_cr or piece.endswith(b"\r")
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _is_one_event(piece: bytes) -> bool:
+    """What nearly every read of an engine's stream is."""
+    return piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.count(b"\n") == 2
 
 
 def _data_of_events(events: bytes) -> list[bytes]:
@@ -69,8 +74,8 @@ class Refused(NamedTuple):
 
 
 class ResponseStream:
-    """One response on its way. `open` it, then send its `chunks`: one for each read from the engine, so a slow
-    client slows the engine's stream and nothing piles up here.
+    """One response on its way. `open` it, then send its `chunks`: one for each read from the engine. So a
+    slow client slows the engine's stream, and nothing piles up here.
 
     `tokenize` fetches the prompt's token ids if the stream leaves them out. `warn` is told why token ids are
     missing, and `keep` is given the whole response, if there is one.
@@ -97,7 +102,8 @@ class ResponseStream:
         """Waits for the engine's first event. Raises UpstreamError when there will be none."""
         kind = self._engine.content_type
         if not kind.startswith("text/event-stream"):
-            raise UpstreamError(f"The engine was asked for a stream and answered with {kind}.", code="bad_gateway")
+            message = f"The engine was asked for a stream and answered with {kind}."
+            raise UpstreamError(message, code="bad_gateway")
         self._first = await self._first_events()
         if not self._first:
             raise _broken_off()
@@ -162,7 +168,7 @@ class ResponseStream:
         return self._finished() if self._events.has_said_all else self._events.fail(error)
 
     async def _let_go(self) -> None:
-        """Leaves a connection that can be used again, if the engine has said goodbye; else it will be closed."""
+        """Lets the connection be used again when the answer is whole; otherwise it will be closed."""
         if not self._events.has_said_all:
             return
         with contextlib.suppress(LocalVLLMError, TimeoutError):

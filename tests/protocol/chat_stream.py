@@ -36,7 +36,9 @@ FIRST = chunk({"role": "assistant", "content": ""})
 USED = json.dumps(_event([]) | {"usage": USAGE}).encode()
 
 
-def call_piece(index: int, arguments: str | None = None, name: str | None = None, **more: Any) -> dict[str, Any]:
+def call_piece(
+    index: int, arguments: str | None = None, name: str | None = None, **more: Any
+) -> dict[str, Any]:
     """A delta with one piece of a call; the first piece has the name."""
     begun = {"id": f"c{index}", "type": "function"} if name else {}
     function = {"name": name, "arguments": arguments}

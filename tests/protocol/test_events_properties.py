@@ -17,7 +17,8 @@ from local_vllm.protocol.logprobs import TokenTexts
 
 WORDS = st.text(alphabet='ab \n<"\\é😀', max_size=9)
 CUTS = st.lists(st.integers(0, 99), max_size=6)
-OBJECTS = st.dictionaries(st.sampled_from(["input", "a", "é"]), st.text(max_size=5) | st.integers(), max_size=2)
+VALUES = st.text(max_size=5) | st.integers()
+OBJECTS = st.dictionaries(st.sampled_from(["input", "a", "é"]), VALUES, max_size=2)
 ARGUMENTS = OBJECTS.map(json.dumps) | OBJECTS.map(lambda value: json.dumps(value, ensure_ascii=False)) | WORDS
 CALLS = st.lists(st.tuples(st.sampled_from(["f", "patch"]), ARGUMENTS, CUTS), max_size=3)
 

@@ -1,4 +1,4 @@
-"""What an engine streams, as bytes of server-sent events, and an engine whose stream the test holds in hand."""
+"""What an engine streams, as bytes of server-sent events, and engines that a test holds in its hand."""
 
 from __future__ import annotations
 

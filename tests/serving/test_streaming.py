@@ -55,9 +55,12 @@ async def held() -> AsyncIterator[HeldEngine]:
 
 
 @pytest.mark.parametrize("mount", ["/policy_model", ""])
-async def test_create_with_stream_gives_events_and_the_response(one_engine: StandInEngine, mount: str) -> None:
+async def test_create_with_stream_gives_events_and_the_response(
+    one_engine: StandInEngine, mount: str
+) -> None:
     one_engine.chunks = said("Hel", "lo")
-    app = mounted_at(mount, model_server(over(one_engine))) if mount else Gateway([model_server(over(one_engine))])
+    server = model_server(over(one_engine))
+    app = mounted_at(mount, server) if mount else Gateway([server])
     model = "any" if mount else "my/model"
     async with serving(app) as address, openai_client(address + mount) as client:
         stream = await client.responses.create(model=model, input="Hi", stream=True)
@@ -71,7 +74,8 @@ async def test_create_with_stream_gives_events_and_the_response(one_engine: Stan
 async def test_the_stream_helper_gives_the_final_response(address: str, one_engine: StandInEngine) -> None:
     call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": ""}}
     pieces = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"city":', '"Paris"}')]
-    deltas = [{"reasoning": "hm"}, {"content": "See: "}, *[{"tool_calls": [each]} for each in (call, *pieces)]]
+    calls = [{"tool_calls": [each]} for each in (call, *pieces)]
+    deltas = [{"reasoning": "hm"}, {"content": "See: "}, *calls]
     one_engine.chunks = [FIRST, *map(chunk, deltas), chunk({}, "tool_calls"), USED, DONE]
     async with openai_client(address) as client:
         async with client.responses.stream(model="any", input="Hi", tools=[WEATHER]) as stream:
@@ -87,7 +91,8 @@ async def test_a_streamed_response_can_be_continued(address: str, one_engine: St
     async with openai_client(address) as client:
         async with client.responses.stream(model="any", input="Hi") as stream:
             first = await stream.get_final_response()
-        async with client.responses.stream(model="any", input="And?", previous_response_id=first.id) as stream:
+        more = {"input": "And?", "previous_response_id": first.id}
+        async with client.responses.stream(model="any", **more) as stream:
             await stream.until_done()
     contents = [message["content"] for message in one_engine.asked[-1]["body"]["messages"]]
     assert contents == ["Hi", "Hello", "And?"]
@@ -122,7 +127,9 @@ async def test_events_that_come_together_leave_together(held: HeldEngine) -> Non
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-async def test_where_the_engines_bytes_are_cut_makes_no_difference(held: HeldEngine, size: int, end: bytes) -> None:
+async def test_where_the_engines_bytes_are_cut_makes_no_difference(
+    held: HeldEngine, size: int, end: bytes
+) -> None:
     stream = b": ping\n\n".join(said("Grüße", " 😀")).replace(b"\n", end)
     held.say([stream[at : at + size] for at in range(0, len(stream), size)])
     held.hang_up()
@@ -191,7 +198,8 @@ async def test_token_ids_come_with_the_last_item(one_engine: StandInEngine, inli
     last = events_of(answer)[-1]["response"]["output"][-1]
     assert (last["prompt_token_ids"], last["generation_token_ids"]) == ([1, 2, 3], [7, 8])
     assert last["generation_log_probs"] == [-0.5, -0.5]
-    assert [asked["path"] for asked in engine.asked] == ["/v1/chat/completions"] + ([] if inline else ["/tokenize"])
+    paths = [asked["path"] for asked in engine.asked]
+    assert paths == ["/v1/chat/completions"] + ([] if inline else ["/tokenize"])
 
 
 # ---- when it fails
@@ -286,14 +294,16 @@ async def test_an_engine_that_falls_silent_ends_in_failed_in_time(held: HeldEngi
 
 
 OVERFLOW = {
-    "message": "This model's maximum context length is 10 tokens. However, your request contains 99 input tokens.",
+    "message": "This model's maximum context length is 10 tokens. Your request contains 99 input tokens.",
     "type": "BadRequestError",
     "param": "input_tokens",
     "code": 400,
 }
 
 
-async def test_a_prompt_that_is_too_long_is_a_json_error_or_an_incomplete_stream(one_engine: StandInEngine) -> None:
+async def test_a_prompt_that_is_too_long_is_a_json_error_or_an_incomplete_stream(
+    one_engine: StandInEngine,
+) -> None:
     one_engine.status, one_engine.body = 400, json.dumps({"error": OVERFLOW}).encode()
     async with serving(model_server(over(one_engine))) as address:
         status, error = await error_of(address)
@@ -342,8 +352,8 @@ async def test_a_client_that_leaves_ends_the_engines_work(held: HeldEngine, word
 
 
 class Connections:
-    """A raw engine: answers each request with a whole stream, and counts connections. After `drop_after` answers
-    it closes a connection when it is asked again, as a server does that had given up on it.
+    """A raw engine: answers each request with a whole stream, and counts connections. After `drop_after`
+    answers it closes a connection when it is asked again, as a server does that had given up on it.
     """
 
     def __init__(self, drop_after: int) -> None:
@@ -377,7 +387,9 @@ class Connections:
 
 
 @pytest.mark.parametrize(("drop_after", "connections"), [(99, 1), (1, 3)], ids=["kept", "dropped"])
-async def test_connections_are_used_again_and_replaced_when_dropped(drop_after: int, connections: int) -> None:
+async def test_connections_are_used_again_and_replaced_when_dropped(
+    drop_after: int, connections: int
+) -> None:
     engine = Connections(drop_after)
     listener = await asyncio.start_server(engine, "127.0.0.1", 0)
     stand_in = StandInEngine()

@@ -44,7 +44,8 @@ def test_an_event_is_there_as_soon_as_its_last_byte_is() -> None:
     assert reader.feed(b"\n") == []
 
 
-LINES = st.lists(st.binary(min_size=1, max_size=9).filter(lambda b: not {10, 13} & set(b)), min_size=1, max_size=2)
+LINE = st.binary(min_size=1, max_size=9).filter(lambda line: not {10, 13} & set(line))
+LINES = st.lists(LINE, min_size=1, max_size=2)
 NOISE = st.sampled_from([b"", b": hello", b"event: x", b"id: 1"])
 
 
