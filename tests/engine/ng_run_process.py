@@ -77,12 +77,12 @@ class NgRun:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, deadline_s: float = START_DEADLINE_S) -> None:
         def settled() -> bool:
             self.processes()
             return READY in self.text() or self.process.poll() is not None
 
-        assert until(settled, START_DEADLINE_S), f"not ready in time:\n{self.text()}"
+        assert until(settled, deadline_s), f"not ready in time:\n{self.text()}"
         assert READY in self.text(), self.text()
 
     def client(self, server: str | None = None) -> OpenAI:
@@ -169,11 +169,11 @@ def command_line(process: psutil.Process) -> str:
 
 
 @contextmanager
-def running(folder: Path, *words: str, **more: Any) -> Iterator[NgRun]:
+def running(folder: Path, *words: str, deadline_s: float = START_DEADLINE_S, **more: Any) -> Iterator[NgRun]:
     """An `ng_run` that is ready; ended in any case."""
     run = NgRun(words, folder, **more)
     try:
-        run.wait_until_ready()
+        run.wait_until_ready(deadline_s)
         yield run
     finally:
         run.end()
