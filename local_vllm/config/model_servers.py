@@ -36,6 +36,12 @@ SWITCHES_REFUSED = {
     "enable_elastic_ep": "the number of ranks would change, and the placement plan is made once",
     "enable_fault_tolerance": "vLLM refuses it unless an external load balancer stands before its ranks",
 }
+# What an engine's own Responses API cannot do for us.
+NOT_NATIVE = {
+    "return_token_id_information": True,
+    "sequential_reasoning_allowed": False,
+    "use_completions_api": True,
+}
 # How the name of a file is told from a misspelled word, where it has no slash.
 STORE_FILES = (".db", ".sqlite", ".sqlite3")
 # vLLM refuses these under fill: their ranks 0-7, 8-15, ... must share a node.
@@ -151,15 +157,6 @@ class ModelServerSettings(Settings):
 class ChatSettings(ModelServerSettings):
     """How Responses requests become Chat Completions, whoever runs the engine."""
 
-    not_yet: ClassVar = frozenset(
-        {
-            "is_responses_native",
-            "render_chat_template",
-            "tokenizer",
-            "use_completions_api",
-        }
-    )
-
     return_token_id_information: bool = Field(
         False,
         description="true for training: token ids and log probabilities on the last item of a turn.",
@@ -199,6 +196,17 @@ class ChatSettings(ModelServerSettings):
     render_chat_template: bool | None = Field(None, description="With it: apply the chat template.")
     tokenizer: str | None = Field(None, description="For that: where the tokenizer is.")
     audio_root: str | None = Field(None, description="Folder below which metadata.audio_path may point.")
+
+    @classmethod
+    def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
+        if raw.get("is_responses_native") is True:
+            for key, value in NOT_NATIVE.items():
+                if raw.get(key) is value:
+                    yield Problem(key, f"must not be {str(value).lower()} with is_responses_native: true")
+        if raw.get("use_completions_api") is not True:
+            for key in ("render_chat_template", "tokenizer"):
+                if raw.get(key):
+                    yield Problem(key, "is for use_completions_api: true, and does nothing without it")
 
 
 class VLLMModelSettings(ChatSettings):
@@ -274,6 +282,7 @@ class LocalVLLMModelSettings(ChatSettings):
 
     @classmethod
     def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
+        yield from super().further_problems(raw)
         if "base_url" in raw:
             yield Problem("base_url", "must not be set here; it is filled in once the engine is up")
         kwargs = raw.get("vllm_serve_kwargs")

@@ -10,6 +10,10 @@ from local_vllm.protocol.request import OpenAIFields
 from local_vllm.protocol.tools import Toolbox
 
 
+# Where an engine takes calls, below its base_url.
+CHAT, COMPLETIONS, RESPONSES = "/chat/completions", "/completions", "/responses"
+
+
 class Asked(Struct, frozen=True):
     """What a response tells about the Responses request that it answers."""
 
@@ -23,7 +27,7 @@ class Asked(Struct, frozen=True):
 
 
 class ChatCall(Struct, frozen=True):
-    """One call to the engine's /v1/chat/completions.
+    """One call to the engine, at `path` below its base_url.
 
     `settled` is an answer that needs no engine; then there is nothing to call.
 
@@ -38,6 +42,7 @@ class ChatCall(Struct, frozen=True):
     wants_token_ids: bool = False
     asked: Asked | None = None
     settled: bytes | None = None
+    path: str = CHAT
 
 
 class Answer(Struct, frozen=True):

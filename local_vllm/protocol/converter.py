@@ -13,15 +13,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from local_vllm.errors import UpstreamError
+from local_vllm.errors import RequestError, UpstreamError
 from local_vllm.protocol import tokens
-from local_vllm.protocol.calls import Answer, Asked, ChatCall
+from local_vllm.protocol.calls import CHAT, COMPLETIONS, RESPONSES, Answer, Asked, ChatCall
 from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens, Delta
+from local_vllm.protocol.completions import CompletionEvents, Render, as_chat_answer, completion_body
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
 from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
+from local_vllm.protocol.native import NativeRequests
 from local_vllm.protocol.overflow import Overflow, find_overflow
 from local_vllm.protocol.passthrough import read_chat, without_developer
 from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields
@@ -77,7 +79,9 @@ class Converter:
         *,
         clock: Callable[[], float] = time.time,
         new_key: Callable[[], str] = lambda: f"{random.getrandbits(128):032x}",
+        render: Render | None = None,
     ) -> None:
+        """`render` applies a chat template, for base models that are asked through /v1/completions."""
         self._settings = settings
         self._clock = clock
         self._new_key = new_key
@@ -88,6 +92,8 @@ class Converter:
         self._overrides = raw_fields(settings.sampling_overrides)
         self._tags = settings.reasoning_tags or THINK
         self._history = _history(settings)
+        self._render = render
+        self.native = NativeRequests(server, self._overrides)
 
     # ---- requests
 
@@ -118,7 +124,7 @@ class Converter:
         chat = {"model": model, "messages": messages, **fields}
         if request.stream:
             chat |= _STREAM_FIELDS
-            if self._settings.uses_reasoning_parser:
+            if self._settings.uses_reasoning_parser and not self._settings.use_completions_api:
                 chat |= _PROMPT_FIELD
         asked = Asked(
             request,
@@ -129,15 +135,23 @@ class Converter:
             int(self._clock()),
             request.store is not False and self._settings.stores_responses,
         )
+        body, path = self._sent(chat)
         return ChatCall(
-            _encode(chat),
+            body,
             bool(request.stream),
             request.model,
             request.prompt_cache_key,
             wants_token_ids,
             asked,
             self._settled(asked, given, model),
+            path,
         )
+
+    def _sent(self, chat: dict[str, Any]) -> tuple[bytes, str]:
+        """What goes to the engine, and where."""
+        if self._settings.use_completions_api:
+            return completion_body(chat, self._render), COMPLETIONS
+        return _encode(chat), CHAT
 
     def _settled(self, asked: Asked, given: Any, model: str) -> bytes | None:
         """The answer to a turn of reasoning alone, where the model is not to be asked again after one."""
@@ -158,8 +172,14 @@ class Converter:
         kept = chat.kept
         if self._settings.replace_developer_role_with_system:
             kept = without_developer(kept)
-        sent = _encode({"model": model, **kept, **fields})
-        return ChatCall(sent, chat.stream, chat.model, chat.session_hint)
+        sent, path = self._sent({"model": model, **kept, **fields})
+        if chat.stream and path == COMPLETIONS:
+            raise RequestError(
+                "Chat completions of a base model are not streamed: stream /v1/responses, or send stream=false.",
+                param="stream",
+                code="unsupported_value",
+            )
+        return ChatCall(sent, chat.stream, chat.model, chat.session_hint, path=path)
 
     def _decide(self, metadata: Fields, caller: Fields) -> Fields:
         fields = overlay(self._server_fields, metadata)
@@ -179,11 +199,13 @@ class Converter:
     # ---- answers
 
     def to_response(self, call: ChatCall, answer: bytes, tokenized: bytes | None = None) -> Answer:
-        """The engine's whole answer as a response; a chat call's goes back as it is. Raises UpstreamError.
+        """The engine's whole answer as a response; a chat call's goes back as chat's. Raises UpstreamError.
 
         `tokenized` is what the engine's /tokenize said, if an earlier Answer needed it.
         """
         asked = call.asked
+        if call.path == COMPLETIONS:
+            answer = as_chat_answer(answer)
         if asked is None:
             return Answer(200, answer)
         decoded = _read_answer(call, answer)
@@ -213,7 +235,8 @@ class Converter:
             splitter = ThinkSplitter(inside=self._settings.chat_template_opens_reasoning, tags=self._tags)
         texts = TokenTexts() if wants_logprobs(asked.request) else None
         key = asked.response_id.removeprefix("resp_")
-        return ResponseEvents(
+        kind = CompletionEvents if call.path == COMPLETIONS else ResponseEvents
+        return kind(
             asked,
             peek_model(call.body) or "",
             Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names, tokens=texts),
@@ -241,11 +264,12 @@ class Converter:
         """The engine's error as OpenAI's; a prompt that is too long as an incomplete response, if so set."""
         error = read_engine_error(answer)
         overflow = find_overflow(status, error)
+        responses = call.asked is not None or call.path == RESPONSES
         if overflow is None:
-            return Answer(status, engine_failure(status, error, responses=call.asked is not None))
+            return Answer(status, engine_failure(status, error, responses=responses))
         if call.asked is not None and self._settings.context_overflow == "incomplete":
             return self._incomplete(call.asked, overflow, call)
-        param = "input" if call.asked is not None else "messages"
+        param = "input" if responses else "messages"
         fields = ErrorFields(error.message, "invalid_request_error", param, "context_length_exceeded")
         return Answer(400, error_body(fields))
 

@@ -192,15 +192,19 @@ def check_is_text(body: bytes) -> None:
 
 
 def _read_with_unknown_names(body: bytes) -> OpenAIFields:
-    fields = decode_part(_decode_names, body)
-    _check_names(fields, _KNOWN, "")
-    for name, known in _KNOWN_INSIDE.items():
-        if bytes(memoryview(fields.get(name, b""))[:1]) == b"{":
-            _check_names(decode_part(_decode_names, fields[name], name), known, f"{name}.")
+    check_names(decode_part(_decode_names, body))
     return decode_part(_decode_leniently, body)
 
 
-def _check_names(given: Mapping[str, Any], known: frozenset[str], prefix: str) -> None:
+def check_names(fields: Mapping[str, Any]) -> None:
+    """Raises RequestError when a field of a request, given as raw JSON, nearly spells a known one."""
+    _check_spelling(fields, _KNOWN, "")
+    for name, known in _KNOWN_INSIDE.items():
+        if bytes(memoryview(fields.get(name, b""))[:1]) == b"{":
+            _check_spelling(decode_part(_decode_names, fields[name], name), known, f"{name}.")
+
+
+def _check_spelling(given: Mapping[str, Any], known: frozenset[str], prefix: str) -> None:
     for name in given.keys() - known:
         misspelled(name, known, prefix)
 

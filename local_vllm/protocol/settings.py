@@ -32,3 +32,4 @@ class ConverterSettings:
     preserve_reasoning_in_assistant_content: bool = False
     sequential_reasoning_allowed: bool = True
     stores_responses: bool = True
+    use_completions_api: bool = False

@@ -28,6 +28,12 @@ class Limits:
     max_body_bytes: int = 64 << 20
     body_timeout_s: float = 60.0
 
+    def check_size(self, size: int) -> None:
+        """Raises RequestError (413) for a body that is too large."""
+        if size > self.max_body_bytes:
+            message = f"The body is larger than {self.max_body_bytes} bytes."
+            raise RequestError(message, status=413, code="request_too_large")
+
 
 class ClientGone(Exception):
     """The client closed its connection: there is nobody to answer."""
@@ -60,8 +66,7 @@ class Request:
         body = message.get("body", b"")
         if message.get("more_body"):
             body = await self._rest_of_body(body)
-        if len(body) > self.limits.max_body_bytes:
-            raise self._too_large()
+        self.limits.check_size(len(body))
         self._begin_to_watch()
         return body
 
@@ -70,8 +75,8 @@ class Request:
         if kind is not None and kind != b"application/json":
             _check_content_type(kind)
         length = self.headers.get(b"content-length")
-        if length is not None and length.isdigit() and int(length) > self.limits.max_body_bytes:
-            raise self._too_large()
+        if length is not None and length.isdigit():
+            self.limits.check_size(int(length))
 
     async def _rest_of_body(self, first: bytes) -> bytes:
         try:
@@ -89,13 +94,8 @@ class Request:
                 raise ClientGone
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.limits.max_body_bytes:
-                raise self._too_large()
+            self.limits.check_size(len(body))
         return bytes(body)
-
-    def _too_large(self) -> RequestError:
-        message = f"The body is larger than {self.limits.max_body_bytes} bytes."
-        return RequestError(message, status=413, code="request_too_large")
 
     def _begin_to_watch(self) -> None:
         self._task = asyncio.current_task()

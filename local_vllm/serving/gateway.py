@@ -38,12 +38,12 @@ class Gateway:
     Below `/<server name>` it hands over to that server whole, as Ray Serve does with its own routes.
     """
 
-    def __init__(self, servers: Sequence[ModelServer], *, limits: Limits = Limits()) -> None:
+    def __init__(self, servers: Sequence[ModelServer]) -> None:
         self._servers = list(servers)
         self._by_name = {server.name: server for server in servers}
         by_model = {server.model: server for server in reversed(servers)}
         self._by_request = by_model | self._by_name
-        self._limits = limits
+        self._limits = max((server.limits for server in servers), key=_size, default=Limits())
         self._routes: Routes = {
             "/v1/responses": {"POST": self._post_responses},
             "/v1/responses/{id}": {"GET": self._get_response, "DELETE": self._delete_response},
@@ -92,6 +92,7 @@ class Gateway:
         server = self._by_request.get(model)
         if server is None:
             raise self._unknown(model)
+        server.limits.check_size(len(body))
         return server
 
     def _unknown(self, model: str) -> RequestError:
@@ -130,3 +131,7 @@ def _in_words(state: Ready | NotReady) -> dict[str, str]:
     if isinstance(state, Ready):
         return {"status": "ready"}
     return {"status": state.state, "message": state.message}
+
+
+def _size(limits: Limits) -> int:
+    return limits.max_body_bytes

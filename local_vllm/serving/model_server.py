@@ -38,7 +38,6 @@ from local_vllm.serving.sessions import Destination, Sessions
 from local_vllm.serving.stored_responses import delete_response, get_input_items, get_response
 from local_vllm.serving.streams import EVENT_STREAM, UNBUFFERED, ResponseStream
 
-CHAT = "/chat/completions"
 # Keys that stand in every example and open nothing; any other is a secret.
 OPEN_KEYS = ("", "dummy", "EMPTY")
 REDACTED = "***"
@@ -69,7 +68,7 @@ class ModelServer:
         self._converter = converter
         self._client = client
         self._sessions = sessions
-        self._limits = limits
+        self.limits = limits
         self.store = store or open_store(StoreSetting())
         self._lookups = Lookups(self.store, audio)
         self._warned = False
@@ -88,7 +87,7 @@ class ModelServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await answer_http(self._routes, self._limits, scope, receive, send)
+            await answer_http(self._routes, self.limits, scope, receive, send)
         elif scope["type"] == "lifespan":
             await answer_lifespan(self.start, self.close, receive, send)
         else:
@@ -136,7 +135,7 @@ class ModelServer:
         return Reply(200, events_of_whole(answer), EVENT_STREAM) if call.stream else Reply(200, answer)
 
     async def _respond(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:
-        engine = await self._client.post(to.endpoint, CHAT, call.body, rank=to.rank)
+        engine = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)
         if engine.status != 200:
             return self._failed(call, engine.status, engine.body, to)
         answer = self._converter.to_response(call, engine.body)
@@ -157,7 +156,7 @@ class ModelServer:
 
     async def _stream_response(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:
         async with AsyncExitStack() as stack:
-            opening = self._client.stream(to.endpoint, CHAT, call.body, rank=to.rank)
+            opening = self._client.stream(to.endpoint, call.path, call.body, rank=to.rank)
             engine = await stack.enter_async_context(opening)
             if engine.status != 200:
                 return self._failed(call, engine.status, await _whole_body(engine), to)
@@ -186,10 +185,10 @@ class ModelServer:
 
     async def chat_completions(self, request: Request, body: bytes) -> Answer:
         """Answers a Chat Completions request with the engine's own bytes, streamed or whole."""
-        return await self._forward(request, body, CHAT, self._converter.chat_passthrough)
+        return await self._forward(request, body, self._converter.chat_passthrough)
 
     async def _forward(
-        self, request: Request, body: bytes, path: str, prepare: Callable[[bytes, str], ChatCall]
+        self, request: Request, body: bytes, prepare: Callable[[bytes, str], ChatCall]
     ) -> Answer:
         state = self._source.current()
         if isinstance(state, NotReady):
@@ -197,18 +196,19 @@ class ModelServer:
         call = prepare(body, state.endpoints[0].model)
         to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
         if call.stream:
-            return await self._pass_stream_on(call, to, path)
-        return await self._pass_on(call, to, path)
+            return await self._pass_stream_on(call, to)
+        return await self._pass_on(call, to)
 
-    async def _pass_on(self, call: ChatCall, to: Destination, path: str) -> Answer:
-        answer = await self._client.post(to.endpoint, path, call.body, rank=to.rank)
+    async def _pass_on(self, call: ChatCall, to: Destination) -> Answer:
+        answer = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)
         if answer.status != 200:
             return self._failed(call, answer.status, answer.body, to)
-        return Reply(200, answer.body, _content_type(answer.content_type) + to.headers)
+        passed = self._converter.to_response(call, answer.body).body
+        return Reply(200, passed, _content_type(answer.content_type) + to.headers)
 
-    async def _pass_stream_on(self, call: ChatCall, to: Destination, path: str) -> Answer:
+    async def _pass_stream_on(self, call: ChatCall, to: Destination) -> Answer:
         async with AsyncExitStack() as stack:
-            stream = self._client.stream(to.endpoint, path, call.body, rank=to.rank)
+            stream = self._client.stream(to.endpoint, call.path, call.body, rank=to.rank)
             answer = await stack.enter_async_context(stream)
             if answer.status != 200:
                 return self._failed(call, answer.status, await _whole_body(answer), to)

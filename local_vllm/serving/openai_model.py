@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 
 from local_vllm.config.schema import OpenAIModelSettings
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall
+from local_vllm.protocol.calls import CHAT, RESPONSES
 from local_vllm.protocol.errors import engine_failure, malformed, read_engine_error
 from local_vllm.serving.asgi import Answer, Request
 from local_vllm.serving.endpoints import FixedEndpoints
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replica import Replica
+from local_vllm.serving.response_store import NoStore
 
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -20,24 +24,33 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class PassThrough:
     """The converter of a server that converts nothing: failures too are the other API's own bytes."""
 
-    def to_chat(self, body: bytes, model: str) -> ChatCall:
-        try:
-            fields = _fields.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise malformed(error) from error
-        return ChatCall(
-            body=msgspec.json.encode(fields | {"model": model}),
-            stream=bytes(fields.get("stream", b"")) == b"true",
-            model_asked=None,
-            session_hint=_text(fields.get("prompt_cache_key")),
-        )
+    def to_responses(self, body: bytes, model: str) -> ChatCall:
+        return _passed(body, model, RESPONSES)
 
-    chat_passthrough = to_chat
+    def chat_passthrough(self, body: bytes, model: str) -> ChatCall:
+        return _passed(body, model, CHAT)
+
+    def to_response(self, call: ChatCall, answer: bytes) -> Converted:
+        return Converted(200, answer)
 
     def from_failure(self, call: ChatCall, status: int, answer: bytes) -> Converted:
         if _is_error_object(answer):
             return Converted(status, answer)
         return Converted(status, engine_failure(status, read_engine_error(answer), responses=False))
+
+
+def _passed(body: bytes, model: str, path: str) -> ChatCall:
+    try:
+        fields = _fields.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from error
+    return ChatCall(
+        body=msgspec.json.encode(fields | {"model": model}),
+        stream=bytes(fields.get("stream", b"")) == b"true",
+        model_asked=None,
+        session_hint=_text(fields.get("prompt_cache_key")),
+        path=path,
+    )
 
 
 class OpenAIModel(ModelServer):
@@ -52,11 +65,12 @@ class OpenAIModel(ModelServer):
             PassThrough(),
             replica.client(settings.default_headers),
             sessions=replica.sessions(name),
-            limits=replica.limits,
+            limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
+            store=NoStore(),
         )
 
     async def responses(self, request: Request, body: bytes) -> Answer:
-        return await self._forward(request, body, "/responses", self._converter.to_chat)
+        return await self._forward(request, body, self._converter.to_responses)
 
 
 def _is_error_object(answer: bytes) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from local_vllm.config.schema import ChatSettings, ModelServerSettings, VLLMModelSettings
+from local_vllm.protocol.completions import Render
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
+from local_vllm.serving.asgi import Answer, Request
 from local_vllm.serving.audio import AudioFolder
+from local_vllm.serving.chat_template import ChatTemplate
 from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replica import Replica
@@ -30,21 +33,35 @@ class VLLMModel(ModelServer):
             name,
             model or settings.model,
             source or _somebody_elses(settings),
-            Converter(converter_settings(settings)),
+            Converter(converter_settings(settings), render=_render(settings, model)),
             replica.client(settings.default_headers),
             sessions=replica.sessions(name),
             limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
             store=replica.store(store_setting(settings)),
             audio=AudioFolder(settings.audio_root),
         )
+        self._is_native = settings.is_responses_native
+
+    async def responses(self, request: Request, body: bytes) -> Answer:
+        if self._is_native:
+            return await self._forward(request, body, self._converter.native.to_native)
+        return await super().responses(request, body)
 
 
 def _somebody_elses(settings: VLLMModelSettings) -> FixedEndpoints:
     return FixedEndpoints(settings.base_url, settings.api_key.get_secret_value(), settings.model)
 
 
+def _render(settings: ChatSettings, model: str | None) -> Render | None:
+    if not settings.use_completions_api or not settings.render_chat_template:
+        return None
+    return ChatTemplate(settings.tokenizer or model or settings.model).render
+
+
 def store_setting(settings: ModelServerSettings) -> StoreSetting:
-    """What the settings say about stored responses, in the store's words."""
+    """What the settings say about stored responses, in the store's words. A native engine has its own store."""
+    if isinstance(settings, ChatSettings) and settings.is_responses_native:
+        return StoreSetting("none")
     return StoreSetting(settings.response_store, settings.response_store_max_mib << 20)
 
 
@@ -65,4 +82,5 @@ def converter_settings(settings: ChatSettings) -> ConverterSettings:
         preserve_reasoning_in_assistant_content=settings.preserve_reasoning_in_assistant_content,
         sequential_reasoning_allowed=settings.sequential_reasoning_allowed,
         stores_responses=settings.response_store != "none",
+        use_completions_api=settings.use_completions_api,
     )

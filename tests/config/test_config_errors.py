@@ -46,8 +46,15 @@ WORDS = {
     "+policy_model.local_vllm_model.base_url=http://a/v1": (
         f"{PATH}.base_url: must not be set here; it is filled in once the engine is up"
     ),
-    "+policy_model.local_vllm_model.is_responses_native=true": (
-        f"{PATH}.is_responses_native: is not supported by this version yet; leave it out"
+    "+policy_model.local_vllm_model.response_store=memry": (
+        f"{PATH}.response_store: must be memory, none, or the path of an SQLite file (.db, .sqlite, .sqlite3), "
+        "not 'memry'"
+    ),
+    "+policy_model.local_vllm_model.reasoning_tags=[a,a]": (
+        f"{PATH}.reasoning_tags: must be two different tags, the opening and the closing one, not ['a', 'a']"
+    ),
+    "+policy_model.local_vllm_model.tokenizer=a/b": (
+        f"{PATH}.tokenizer: is for use_completions_api: true, and does nothing without it"
     ),
     "+policy_model.local_vllm_model.model=${x.y}": (
         f"{PATH}.model: `${{x.y}}` leads nowhere: set x.y in env.yaml, or on the command line as +x.y=..."

@@ -1,0 +1,41 @@
+"""A model's chat template, applied here for engines that are asked for plain completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from local_vllm.errors import ConfigError, Problem, RequestError
+
+
+class ChatTemplate:
+    """The template that comes with the tokenizer of `model`: a Hub id or a folder.
+
+    Raises:
+        ConfigError: it cannot be loaded, or has no chat template.
+    """
+
+    def __init__(self, model: str) -> None:
+        # Seconds to import, and needed by few servers.
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+        except Exception as error:
+            raise _unusable(f"the tokenizer of {model} cannot be loaded ({error})") from error
+        if not self._tokenizer.chat_template:
+            raise _unusable(f"the tokenizer of {model} has no chat template")
+
+    def render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+        """The prompt, up to where the model goes on. Raises RequestError when the template refuses it."""
+        given = {"add_generation_prompt": True} | dict(variables)
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, **given)
+        except Exception as error:
+            message = f"The chat template does not take these messages: {error}"
+            raise RequestError(message, param="input", code="invalid_value") from error
+
+
+def _unusable(what: str) -> ConfigError:
+    remedy = "name one that has one in `tokenizer`, or leave out `render_chat_template`"
+    return ConfigError([Problem("tokenizer", f"{what}; {remedy}")])

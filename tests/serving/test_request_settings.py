@@ -1,0 +1,157 @@
+"""What a server's settings do to requests, over HTTP: audio files, native engines, base models, body sizes."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from servers_under_test import SECRET
+from stand_in_engine import StandInEngine, serving
+
+from local_vllm.config.schema import VLLMModelSettings
+from local_vllm.serving.gateway import Gateway
+from local_vllm.serving.replica import Replica
+from local_vllm.serving.vllm_model import VLLMModel
+
+pytestmark = pytest.mark.timeout(30)
+
+WAV = b"RIFF....WAVE"
+URL = f"data:audio/wav;base64,{base64.b64encode(WAV).decode()}"
+AUDIO = {"type": "audio_url", "audio_url": {"url": URL}}
+
+
+@asynccontextmanager
+async def a_client(
+    engine: StandInEngine, *, by_gateway: bool = False, **settings: Any
+) -> AsyncIterator[openai.AsyncOpenAI]:
+    given = VLLMModelSettings(base_url=engine.base_url, model="my/model", **settings)
+    server = VLLMModel("policy_model", given, Replica(SECRET))
+    async with serving(Gateway([server]) if by_gateway else server) as address:
+        async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0, timeout=10) as client:
+            yield client
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """A folder of audio, beside something secret."""
+    root = tmp_path / "audio"
+    (root / "deep").mkdir(parents=True)
+    (tmp_path / "secret.wav").write_bytes(b"secret")
+    for place in (root / "a.wav", root / "deep" / "b.wav"):
+        place.write_bytes(WAV)
+    (root / "notes.txt").write_text("no audio")
+    (root / "link.wav").symlink_to(tmp_path / "secret.wav")
+    (root / "inner.wav").symlink_to(root / "a.wav")
+    return root
+
+
+async def said(engine: StandInEngine, client: openai.AsyncOpenAI, given: Any, **metadata: Any) -> list[dict]:
+    await client.responses.create(model="my/model", input=given, metadata=metadata)
+    return engine.asked[-1]["body"]["messages"]
+
+
+async def test_audio_is_put_before_the_text_of_the_last_user_message(
+    one_engine: StandInEngine, sounds: Path
+) -> None:
+    given = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    text = {"type": "text", "text": "three"}
+    async with a_client(one_engine, audio_root=str(sounds)) as client:
+        for metadata, count in (
+            ({"audio_data": URL}, 1),
+            ({"audio_path": "a.wav"}, 1),
+            ({"audio_path": str(sounds / "deep" / "b.wav")}, 1),
+            ({"audio_path": "inner.wav"}, 1),
+            ({"audio_paths": ["a.wav", "deep/b.wav"]}, 2),
+            ({"audio_paths": '["a.wav"]'}, 1),
+        ):
+            messages = await said(one_engine, client, [*given, {"role": "user", "content": "three"}], **metadata)
+            assert messages == [*given, {"role": "user", "content": [*[AUDIO] * count, text]}]
+        assert (await said(one_engine, client, given, audio_path="a.wav"))[0]["content"][0] == AUDIO
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.wav", "link.wav", "/etc/passwd", "deep/../../secret.wav", "none.wav", "notes.txt", "a\0.wav", "deep"]
+)
+async def test_no_other_file_is_read(one_engine: StandInEngine, sounds: Path, path: str) -> None:
+    async with a_client(one_engine, audio_root=str(sounds)) as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await said(one_engine, client, "hi", audio_path=path)
+    assert refused.value.param == "metadata.audio_path"
+    assert one_engine.asked == []
+
+
+async def test_without_a_root_no_file_is_read_at_all(one_engine: StandInEngine, sounds: Path) -> None:
+    async with a_client(one_engine) as client:
+        with pytest.raises(openai.BadRequestError, match="audio_root"):
+            await said(one_engine, client, "hi", audio_path=str(sounds / "a.wav"))
+
+
+async def test_audio_that_was_sent_is_not_sent_back(one_engine: StandInEngine) -> None:
+    async with a_client(one_engine) as client:
+        answer = await client.responses.create(
+            model="m", input="hi", metadata={"audio_data": URL, "a": "b"}
+        )
+    assert answer.metadata == {"a": "b"}
+
+
+async def test_a_native_engine_is_asked_at_its_own_responses_api(one_engine: StandInEngine) -> None:
+    one_engine.body = b'{"id": "resp_engine", "object":  "response"}'
+    async with a_client(one_engine, is_responses_native=True, extra_body={"max_tokens": 5}) as client:
+        raw = await client.responses.with_raw_response.create(model="m", input="hi", tools=[{"type": "web_search"}])
+        assert raw.content == one_engine.body
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve("resp_engine")
+    asked = one_engine.asked[0]
+    assert asked["path"] == "/v1/responses"
+    assert asked["body"] == {
+        "model": "my/model",
+        "input": "hi",
+        "tools": [{"type": "web_search"}],
+        "max_output_tokens": 5,
+    }
+
+
+async def test_a_native_engine_s_stream_passes_byte_for_byte(one_engine: StandInEngine) -> None:
+    one_engine.chunks = [b"event: response.created\ndata: {}\n\n", b"event: x\ndata: {}\n\n"]
+    async with a_client(one_engine, is_responses_native=True) as client:
+        streaming = client.responses.with_streaming_response.create(model="m", input="hi", stream=True)
+        async with streaming as answer:
+            assert await answer.read() == b"".join(one_engine.chunks)
+
+
+async def test_a_base_model_is_asked_for_completions(one_engine: StandInEngine) -> None:
+    choice = {"index": 0, "text": " world", "finish_reason": "stop", "logprobs": None}
+    one_engine.body = json.dumps({"id": "c", "model": "base", "choices": [choice]}).encode()
+    async with a_client(one_engine, use_completions_api=True) as client:
+        answer = await client.responses.create(model="m", input="Hello")
+        chat = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello"}])
+    assert answer.output_text == chat.choices[0].message.content == " world"
+    assert [asked["path"] for asked in one_engine.asked] == ["/v1/completions"] * 2
+    assert one_engine.asked[0]["body"]["prompt"] == "Hello"
+
+
+async def test_a_turn_of_reasoning_alone_is_not_gone_on_from_when_so_set(one_engine: StandInEngine) -> None:
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    given = [{"role": "user", "content": "hi"}, thought]
+    async with a_client(one_engine, sequential_reasoning_allowed=False) as client:
+        answer = await client.responses.create(model="m", input=given)
+        events = [event async for event in await client.responses.create(model="m", input=given, stream=True)]
+        assert one_engine.asked == []
+        await client.responses.create(model="m", input=[*given, {"role": "user", "content": "go on"}])
+    assert (answer.status, answer.incomplete_details.reason, answer.output) == ("incomplete", "content_filter", [])
+    assert events[-1].type == "response.incomplete"
+    assert len(one_engine.asked) == 1
+
+
+@pytest.mark.parametrize("by_gateway", [False, True])
+async def test_a_body_larger_than_the_server_s_limit_is_a_413(one_engine: StandInEngine, by_gateway: bool) -> None:
+    async with a_client(one_engine, by_gateway=by_gateway, max_request_mib=1) as client:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await client.responses.create(model="my/model", input="x" * (1 << 20))
+    assert (refused.value.status_code, refused.value.code) == (413, "request_too_large")
