@@ -8,11 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from local_vllm.cli.run import run
 from local_vllm.config.compose import load_run_config
-from local_vllm.config.schema import REGISTRY, DescribedNodes
+from local_vllm.config.schema import REGISTRY, ChatSettings, DescribedNodes
 from local_vllm.engine.hub_variables import HUB_VARIABLES
+from local_vllm.protocol.messages import ITEM_TYPES
+from local_vllm.protocol.request import OpenAIFields
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 from local_vllm.runs.status import (
     NodeStatus,
@@ -32,6 +35,28 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 @pytest.mark.parametrize("field", PASSED_THROUGH)
 def test_a_field_that_passes_through_stands_in_the_table(field: str) -> None:
     assert f"| `{field}` |" in README
+
+
+@pytest.mark.parametrize("field", OpenAIFields.__struct_fields__)
+def test_a_field_of_the_responses_api_stands_in_the_table(field: str) -> None:
+    section = README.partition("### Fields of a request")[2].partition("\n### ")[0]
+    assert re.search(rf"^\| [^|]*`{field}`", section, re.MULTILINE)
+
+
+def test_the_readme_tells_of_every_field_that_the_openai_package_knows() -> None:
+    known = {*ResponseCreateParamsBase.__annotations__, "stream"}
+    assert known <= set(OpenAIFields.__struct_fields__)
+
+
+@pytest.mark.parametrize("item", [*ITEM_TYPES, "item_reference"])
+def test_an_item_of_the_input_stands_in_the_table(item: str) -> None:
+    section = README.partition("Items of `input`:")[2].partition("\n### ")[0]
+    assert re.search(rf"^\| [^|]*`{item}`", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("key", ChatSettings.model_fields)
+def test_a_setting_of_a_server_is_told(key: str) -> None:
+    assert re.search(rf"`{key}\b", README) or re.search(rf"^ +{key}:", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("implementation", [name for known in REGISTRY.values() for name in known])

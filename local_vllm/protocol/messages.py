@@ -219,6 +219,9 @@ _READERS: dict[str, Callable[[_Conversation, InputItem, str], None]] = {
 }
 
 
+ITEM_TYPES = tuple(_READERS)
+
+
 def _reasoning_text(item: InputItem) -> str:
     """The reasoning itself if the item has it, else its summary. Encrypted reasoning is left out."""
     content = item.content if isinstance(item.content, list) else []
@@ -237,5 +240,5 @@ def _unsupported(kind: str, where: str, item: InputItem) -> RequestError:
     if kind == "item_reference":
         message = f"Item with id '{item.id}' not found."
         return RequestError(message, param=f"{where}.id", code="item_not_found")
-    what = f"Input items of type '{kind}' are not supported. Supported are: {', '.join(_READERS)}."
+    what = f"Input items of type '{kind}' are not supported. Supported are: {', '.join(ITEM_TYPES)}."
     return RequestError(what, param=f"{where}.type", code="unsupported_value")
