@@ -1,6 +1,6 @@
-"""The fields of KubeRay's resources that the manifests may use, as JSON schemas; KubeRay's own has 900,000 characters.
+"""The fields of KubeRay's resources that the manifests may use, as JSON schemas (its own are far larger).
 
-Names and types are those of ray.io/v1 in KubeRay 1.5. Unknown fields are errors: the operator would drop them silently.
+Names and types are those of ray.io/v1 in KubeRay 1.5. Unknown fields are errors; Kubernetes drops them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ NAME = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
 
 def fields(required: str = "", **known: Any) -> dict[str, Any]:
     """An object with these fields and no others."""
-    return {"type": "object", "properties": known, "required": required.split(), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": known,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
 
 
 def several(item: dict[str, Any]) -> dict[str, Any]:

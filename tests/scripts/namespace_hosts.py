@@ -1,6 +1,6 @@
 """Hosts made of network namespaces, and a stand-in for `ssh` that runs its command in one of them.
 
-Each host has its own loopback, its own eth0 and its own ports. They share the file system, as a cluster's nodes do.
+Each host has its own loopback, its own eth0 and its own ports. They share the file system.
 """
 
 from __future__ import annotations

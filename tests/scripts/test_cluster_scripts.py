@@ -1,7 +1,7 @@
-"""The scripts that bring a Ray cluster up over ssh and in a Slurm job: their command lines, and what they leave behind.
+"""The scripts that bring a Ray cluster up over ssh and in a Slurm job: what they say and what they leave.
 
-Where a cluster is started, its hosts are network namespaces, and `ssh`, `srun` and `scontrol` are stand-ins that run
-their command in one of them; Ray is real.
+Where a cluster is started, its hosts are network namespaces, and `ssh`, `srun` and `scontrol` are stand-ins
+that run their command in one of them; Ray is real.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ GONE_WITHIN_S = 20
 
 def run(script: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return subprocess.run([script, *words], capture_output=True, text=True, timeout=60, cwd="/", env=inherited | env)
+    return subprocess.run(
+        [script, *words], capture_output=True, text=True, timeout=60, cwd="/", env=inherited | env
+    )
 
 
 def commands_shown(output: str) -> dict[str, list[str]]:
@@ -103,7 +105,9 @@ def test_overrides_alone_are_given_to_ng_run():
 
 
 def test_the_status_of_a_plan_that_does_not_fit_is_the_scripts():
-    done = run(SSH, "--hosts", "a", "--gpus-per-node", "1", "--dry-run", str(ROOT / "scripts/topologies/1-node-tp8"))
+    done = run(
+        SSH, "--hosts", "a", "--gpus-per-node", "1", "--dry-run", str(ROOT / "scripts/topologies/1-node-tp8")
+    )
     assert done.returncode == 1
 
 
@@ -124,7 +128,7 @@ def test_no_secret_stands_on_a_command_line():
 )
 def test_what_cannot_be_started_is_refused_in_one_line(script: Path, words: list[str], message: str):
     done = run(script, *words)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"cluster: {message}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"cluster: {message}\n")
 
 
 def test_a_hostfile_has_one_host_a_line_and_comments(tmp_path: Path):
@@ -154,7 +158,9 @@ def test_a_host_that_ssh_cannot_reach_ends_the_script(tmp_path: Path):
         pytest.param("", 8, 0, True, id="none"),
     ],
 )
-def test_a_batch_systems_choice_of_gpus_is_kept_to(part, listed: str | None, present: int, told: int, stays: bool):
+def test_a_batch_systems_choice_of_gpus_is_kept_to(
+    part, listed: str | None, present: int, told: int, stays: bool
+):
     variables = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
     assert part("host").visible_gpus(variables, present) == (told, stays)
 
@@ -200,7 +206,9 @@ def test_the_folder_of_a_killed_member_is_swept_by_the_next(part):
 
 def test_a_variable_of_an_engine_is_taken_along_and_an_address_is_not(part):
     taken = part("commands").is_taken_along
-    assert all(map(taken, ["HF_TOKEN", "NCCL_SOCKET_IFNAME", "VLLM_LOGGING_LEVEL", "https_proxy", "NO_PROXY"]))
+    assert all(
+        map(taken, ["HF_TOKEN", "NCCL_SOCKET_IFNAME", "VLLM_LOGGING_LEVEL", "https_proxy", "NO_PROXY"])
+    )
     assert not any(map(taken, ["VLLM_HOST_IP", "PATH", "SSH_AUTH_SOCK", "RAY_AUTH_TOKEN"]))
 
 
@@ -300,10 +308,9 @@ def tool(folder: Path, name: str, body: str) -> None:
 
 HOSTS = ("10.77.61.1", "10.77.61.2")
 
-# The command: what it sees of the cluster, one line of JSON; then it waits to be stopped, and takes its time.
+# The command: what it sees of the cluster, one line of JSON; with `wait` it then waits for a stop.
 LOOK = """
 import json, os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (print("asked", flush=True), time.sleep(0.5), sys.exit(5)))
 import ray
 ray.init(log_to_driver=False, configure_logging=False)
 signal.signal(signal.SIGTERM, lambda *_: (print("asked", flush=True), time.sleep(0.5), os._exit(5)))
@@ -314,11 +321,38 @@ def environment():
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 nodes = {n["NodeManagerAddress"]: n for n in ray.nodes()}
-there = {a: ray.get(environment.options(scheduling_strategy=On(n["NodeID"], soft=False)).remote()) for a, n in nodes.items()}
-print(json.dumps({"gpus": {a: n["Resources"].get("GPU") for a, n in nodes.items()}, "here": dict(os.environ), "there": there}), flush=True)
-while sys.argv[1:] != ["end"]:
+there = {}
+if "look" in sys.argv:
+    on = [On(node["NodeID"], soft=False) for node in nodes.values()]
+    asked = [environment.options(scheduling_strategy=where).remote() for where in on]
+    there = dict(zip(nodes, ray.get(asked)))
+gpus = {address: node["Resources"].get("GPU") for address, node in nodes.items()}
+print(json.dumps({"gpus": gpus, "here": dict(os.environ), "there": there}), flush=True)
+while "wait" in sys.argv:
     time.sleep(0.1)
 sys.exit(7)
+"""
+
+# One task, on the host that --relative names.
+SRUN = """
+for word; do
+    case $word in
+        --relative=*) at=${{word#*=}} ;;
+        --*) ;;
+        *) break ;;
+    esac
+    shift
+done
+command="$*"
+set -- {namespaces}
+shift "$at"
+exec ip netns exec "$1" sh -c "exec $command"
+"""
+SCONTROL = """
+case $2 in
+    hostnames) printf '%s\\n' {hosts} ;;
+    job) echo "   Command={script} and words" ;;
+esac
 """
 
 
@@ -335,23 +369,16 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
 
 @pytest.fixture
 def slurm(hosts: Hosts, tmp_path: Path) -> dict[str, str]:
-    """Stand-ins for srun (one task, on the host at --relative) and scontrol; the variables of a job on both hosts."""
+    """The stand-ins, and the variables of a job on both hosts."""
     namespaces = " ".join(f"{hosts.prefix}-{address}" for address in hosts.addresses)
-    tool(
-        hosts.tools,
-        "srun",
-        f'set -- "$@"\nfor word; do\n  case $word in\n    --relative=*) at=${{word#*=}} ;;\n    --*) ;;\n    *) break ;;\n  esac\n'
-        f'  shift\ndone\ncommand="$*"\nset -- {namespaces}\nshift "$at"\nexec ip netns exec "$1" sh -c "exec $command"',
-    )
-    tool(
-        hosts.tools,
-        "scontrol",
-        f"""case $2 in
-    hostnames) printf '%s\\n' {" ".join(hosts.addresses)} ;;
-    job) echo "   Command={SLURM} and words" ;;
-esac""",
-    )
-    return {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_GPUS": "16", "RAY_ADDRESS": "10.0.0.9:1"}
+    tool(hosts.tools, "srun", SRUN.format(namespaces=namespaces))
+    tool(hosts.tools, "scontrol", SCONTROL.format(hosts=" ".join(hosts.addresses), script=SLURM))
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_GPUS": "16",
+        "RAY_ADDRESS": "10.0.0.9:1",
+    }
 
 
 class Script:
@@ -361,7 +388,9 @@ class Script:
         self.hosts = hosts
         self.output = folder / "output.txt"
         self.folders = set(Path("/tmp").glob("lvc-*"))
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLURM_"))
+        }
         path = f"{hosts.tools}:{os.environ['PATH']}"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -402,7 +431,7 @@ def command(folder: Path, *words: str) -> list[str]:
 @pytest.mark.engine
 @pytest.mark.timeout(200)
 def test_over_ssh_a_command_gets_a_whole_cluster_and_a_stop_and_leaves_nothing(hosts: Hosts, tmp_path: Path):
-    script = Script(hosts, tmp_path, SSH, "--hosts", ",".join(HOSTS), *command(tmp_path))
+    script = Script(hosts, tmp_path, SSH, "--hosts", ",".join(HOSTS), *command(tmp_path, "look", "wait"))
     seen = script.seen()
     assert seen["gpus"] == dict.fromkeys(HOSTS, 2.0)
     here = seen["here"]
@@ -421,7 +450,7 @@ def test_over_ssh_a_command_gets_a_whole_cluster_and_a_stop_and_leaves_nothing(h
 @pytest.mark.engine
 @pytest.mark.timeout(200)
 def test_a_killed_script_leaves_nothing_on_any_host(hosts: Hosts, tmp_path: Path):
-    script = Script(hosts, tmp_path, SSH, "--hosts", ",".join(HOSTS), *command(tmp_path))
+    script = Script(hosts, tmp_path, SSH, "--hosts", ",".join(HOSTS), *command(tmp_path, "wait"))
     script.seen()
     assert len(hosts.pids()) > 4
     script.process.kill()
@@ -437,7 +466,7 @@ def test_in_a_slurm_job_the_commands_status_becomes_the_jobs(
 ):
     (tmp_path / "spool").mkdir()
     copy = shutil.copy(SLURM, tmp_path / "spool/slurm_script")  # as Slurm does
-    script = Script(hosts, tmp_path, Path(copy), *command(tmp_path, "end"), **slurm)
+    script = Script(hosts, tmp_path, Path(copy), *command(tmp_path), **slurm)
     assert script.process.wait(UP_DEADLINE_S) == 7, script.text()
     assert script.seen()["gpus"] == dict.fromkeys(HOSTS, 2.0)
     assert script.left() == []

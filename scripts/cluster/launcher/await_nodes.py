@@ -1,4 +1,4 @@
-"""`await_nodes.py HEAD N SECONDS`: ends with 0 once N nodes have joined the Ray cluster at HEAD, with 1 when they do not.
+"""`await_nodes.py HEAD N SECONDS`: ends with 0 once N nodes have joined Ray at HEAD, with 1 if they do not.
 
 A process of its own: whoever imports Ray has threads, and job.py starts others.
 """

@@ -1,4 +1,4 @@
-"""This host as a Ray node: its address, its GPUs, a folder of its own, and the environment of what runs on it."""
+"""This host as a Ray node: its address, its GPUs, a folder of its own, the environment of what runs here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HostError(Exception):
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """A short folder that only this user may read, for sockets, logs and the token; it goes on the way out."""
+    """A short folder that only this user may read, for sockets, logs and the token; gone on the way out."""
     sweep()
     # Not under TMPDIR: the names of the sockets in it have a limit of 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix=FOLDERS, dir="/tmp"))
@@ -62,8 +62,8 @@ def write_token(folder: Path, token: str) -> Path:
 def own_address(interface: str | None, peers: tuple[str, ...]) -> str:
     """The address by which the other nodes reach this one.
 
-    It is that of `interface`; else the one from which this host would speak to the first of `peers` that it knows;
-    else the one by which ssh came here; else the one of the way out.
+    It is that of `interface`; else the one from which this host would speak to the first of `peers` that it
+    knows; else the one by which ssh came here; else the one of the way out.
 
     Raises:
         HostError: only loopback was found, or nothing.
@@ -76,7 +76,8 @@ def own_address(interface: str | None, peers: tuple[str, ...]) -> str:
         if address and not is_loopback(address) and ":" not in address:
             return address
     if peers:
-        raise HostError(f"no address was found by which {', '.join(peers)} can reach this host: give --interface NAME")
+        others = ", ".join(peers)
+        raise HostError(f"no address was found by which {others} can reach this host: give --interface NAME")
     return "127.0.0.1"
 
 
@@ -97,7 +98,9 @@ def _address_of(interface: str) -> str:
     for entry in known.get(interface, ()):
         if entry.family == socket.AF_INET:
             return entry.address
-    raise HostError(f"the interface {interface} has no IPv4 address here; there are {', '.join(sorted(known))}")
+    raise HostError(
+        f"the interface {interface} has no IPv4 address here; there are {', '.join(sorted(known))}"
+    )
 
 
 def interface_of(address: str) -> str | None:
@@ -111,7 +114,7 @@ def interface_of(address: str) -> str | None:
 def visible_gpus(environment: Mapping[str, str], present: int) -> tuple[int, bool]:
     """How many GPUs to tell Ray of, and whether CUDA_VISIBLE_DEVICES must stay to keep to them.
 
-    A batch system sets the variable, and vLLM under span indexes past it; it may go where it names all there is.
+    A batch system sets it, and vLLM under span indexes past it; it may go where it names all there is.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
@@ -121,7 +124,7 @@ def visible_gpus(environment: Mapping[str, str], present: int) -> tuple[int, boo
 
 
 def openable_gpus() -> int:
-    """NVIDIA devices that this process may open: a batch system's device cgroup leaves the others' names in /dev."""
+    """NVIDIA devices that this process may open: a device cgroup leaves the names of the others in /dev."""
     devices = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
     return sum(_opens(path) for path in devices) if devices else machine.gpu_count()
 
@@ -136,7 +139,8 @@ def _opens(path: Path) -> bool:
 
 def environment(folder: Path, message: Mapping[str, object], address: str) -> dict[str, str]:
     """The environment of Ray, and of `ng_run`, on this host: the same settings as in a private cluster."""
-    env = {name: value for name, value in os.environ.items() if name not in FOREIGN} | dict(message["environment"])
+    env = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    env |= dict(message["environment"])
     ports = machine.free_ports(serve_settings.PORTS_NEEDED)
     env |= serve_settings.ray_environment(write_token(folder, str(message["token"])))
     env |= serve_settings.serve_environment(folder, ports, machine.cpu_count())

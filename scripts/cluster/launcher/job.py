@@ -1,4 +1,4 @@
-"""`job.py --nodes N -- COMMAND ...`: on the head, once N nodes have joined, runs COMMAND in the cluster's environment.
+"""`job.py --nodes N -- COMMAND ...`: on the head, runs COMMAND once N nodes have joined.
 
 Its exit status is COMMAND's. The script's message and its `stop` come through standard input (lifeline.py).
 """
@@ -49,7 +49,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="job.py", description=__doc__)
     parser.add_argument("--nodes", type=int, required=True, help="how many there will be, this one included")
     parser.add_argument("--join-timeout", type=float, default=300.0, help="seconds for all of them to join")
-    parser.add_argument("--stop-timeout", type=float, default=330.0, help="seconds to stop before it is made to")
+    parser.add_argument(
+        "--stop-timeout", type=float, default=330.0, help="seconds to stop before it is made to"
+    )
     parser.add_argument("--cwd", default=".", help="where to run it")
     parser.add_argument("command", nargs="+", help="after --: what to run")
     return parser.parse_args()
@@ -92,9 +94,11 @@ def _tell(name: str) -> None:
 
 
 class Child:
-    """A process in a session of its own, so that signals reach it from here only. Nothing of it outlives `watch`."""
+    """A process in a session of its own: signals reach it from here only. Nothing of it outlives `watch`."""
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], cwd: str, stop_timeout_s: float) -> None:
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], cwd: str, stop_timeout_s: float
+    ) -> None:
         self._stop_timeout_s = stop_timeout_s
         self._stops = 0
         self._due: float | None = None  # when it is asked again, less kindly
@@ -102,7 +106,12 @@ class Child:
         with_us = functools.partial(tree.die_with_parent, os.getpid(), signal.SIGTERM)
         try:
             self._process = subprocess.Popen(  # noqa: PLW1509 (this process has one thread)
-                command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=with_us
+                command,
+                env=environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=with_us,
             )
         except OSError as error:
             raise host.HostError(f"{command[0]} cannot be run on the head: {error.strerror}") from error
@@ -132,7 +141,7 @@ class Child:
             self._end()
 
     def _stop(self) -> None:
-        """The first asks; the second, to `ng_run`, means not to wait for requests in flight; the third kills."""
+        """The first asks; the second, to `ng_run`, means not to wait for requests; the third kills."""
         self._stops += 1
         self._process.send_signal(signal.SIGTERM if self._stops < 3 else signal.SIGKILL)
         self._due = time.monotonic() + (self._stop_timeout_s if self._stops == 1 else KILL_AFTER_S)

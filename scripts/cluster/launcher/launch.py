@@ -1,7 +1,7 @@
 """`launch.py ssh|slurm ...`: a Ray cluster on other hosts, a command on it, and all of it ended after.
 
-Each host runs member.py, the head also job.py; this process holds their standard inputs. When it ends, however it
-ends, they see the end of their input and end too. Standard library only: it may run where nothing is installed.
+Each host runs member.py, the head also job.py; this process holds their standard inputs. However it ends,
+they see the end of their input and end too. Standard library only: it may run where nothing is installed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from commands import (
-    LaunchError,
-    Plan,
-    arguments,
-    dry_run_command,
-    shown,
-    slurm_plan,
-    ssh_plan,
-)
+from commands import LaunchError, Plan, dry_run_command, shown, slurm_plan, ssh_plan
 from lifeline import ALIVE, BEAT_S, LOST, STOP
+from options import arguments
 
 POLL_S = 0.1
 HEAD_DEADLINE_S = 180.0
@@ -48,7 +41,7 @@ class Remote:
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if read else None,
-                start_new_session=True,  # a Ctrl-C reaches this script alone, which knows the order of the end
+                start_new_session=True,  # a Ctrl-C reaches this process alone, which knows the order
             )
         except OSError as error:
             raise LaunchError(f"{command[0]} cannot be run here: {error.strerror}") from error
@@ -147,7 +140,7 @@ class Cluster:
             heard += more
             self._look_around()
             if (status := head.status()) is not None and not more:
-                raise LaunchError(f"no Ray head came up on {head.name}: its command ended with status {status}")
+                raise LaunchError(f"no Ray head on {head.name}: its command ended with status {status}")
         raise LaunchError(f"no Ray head came up on {head.name} within {HEAD_DEADLINE_S:.0f} s")
 
     def _look_around(self) -> None:
@@ -173,7 +166,8 @@ class Cluster:
     def _on_stop(self) -> None:
         if self.job is None:
             raise Stopped
-        say("stopping; once more does not wait for requests in flight" if self._signals_told == 1 else "stopping at once")
+        first = self._signals_told == 1
+        say("stopping; once more does not wait for requests in flight" if first else "stopping at once")
         self.job.tell(STOP)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
@@ -209,9 +203,12 @@ def main(kind: str, argv: Sequence[str]) -> int:
     asked = arguments(kind, argv)
     try:
         plan = (ssh_plan if kind == "ssh" else slurm_plan)(asked)
-        if asked.dry_run:
-            return dry_run(plan, dry_run_command(asked, len(plan.hosts)))
-        return Cluster(plan).run()
+        dry = dry_run_command(asked, len(plan.hosts)) if asked.dry_run else None
+    except LaunchError as error:
+        say(str(error))
+        return 2
+    try:
+        return dry_run(plan, dry) if dry else Cluster(plan).run()
     except LaunchError as error:
         say(str(error))
         return 1

@@ -1,7 +1,8 @@
-"""What a cluster script tells its processes on other hosts, through their standard input, and what they make of it.
+"""What a cluster script tells its processes on other hosts by their standard input, and how they hear it.
 
-First comes one line of JSON, with what must not stand on a command line. Then signs of life, and the words `stop`
-and `lost <host>`. The end of the input, or silence, means that the script is gone: nobody else will end them.
+First comes one line of JSON, with what must not stand on a command line; then signs of life, and the words
+`stop` and `lost <host>`. The end of the input, or silence, means that the script is gone, and nobody else will
+end them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`member.py head|worker ...`: this host's Ray node, started by a cluster script and ended with it.
 
-The script's message comes through standard input (lifeline.py). A head answers with one line of JSON, its address.
+The script's message comes through standard input (lifeline.py). A head answers with its address as JSON.
 What the script starts on the cluster once all nodes have joined is job.py's part.
 """
 
@@ -30,7 +30,7 @@ UP_DEADLINE_S = 90.0
 GRACE_S = 5.0
 POLL_S = 0.2
 ATTEMPTS = 3
-# Logical CPUs beyond one for each GPU: vLLM waits for ever for a rank's CPU, and Serve's small actors take some.
+# Logical CPUs beyond one for each GPU: vLLM waits for ever for a rank's CPU, and small actors take some.
 SPARE_CPUS = 16
 OBJECT_STORE_BYTES_WITHOUT_GPU = 512 * 2**20
 
@@ -109,7 +109,8 @@ def this_node(asked: argparse.Namespace, message: Mapping[str, Any], folder: Pat
         return Node(folder, address, asked.logical_gpus, False, environment)
     gpus, only_some = host.visible_gpus(environment, present)
     if only_some:
-        say(asked.name, f"{gpus} of {present} GPUs are ours: CUDA_VISIBLE_DEVICES stays, and span cannot be used")
+        ours = f"{gpus} of {present} GPUs are ours"
+        say(asked.name, f"{ours}: CUDA_VISIBLE_DEVICES stays, and span cannot be used")
     else:
         environment.pop("CUDA_VISIBLE_DEVICES", None)
     return Node(folder, address, gpus, gpus > 0, environment)
@@ -124,7 +125,8 @@ def be_head(node: Node, lifeline: Lifeline) -> None:
         while not answers(node.address, port):
             stay(node, ray, lifeline)
             if time.monotonic() > deadline:
-                raise RayEnded(f"Ray did not answer at {node.address}:{port} within {UP_DEADLINE_S:.0f} s{tail(node)}")
+                where = f"{node.address}:{port}"
+                raise RayEnded(f"Ray did not answer at {where} within {UP_DEADLINE_S:.0f} s{tail(node)}")
         print(json.dumps({"address": f"{node.address}:{port}"}), flush=True)
         while True:
             stay(node, ray, lifeline)
@@ -186,7 +188,8 @@ def answers(address: str, port: int) -> bool:
 
 def tail(node: Node, lines: int = 15) -> str:
     with contextlib.suppress(OSError):
-        return "\n".join(["; the last it printed:", *node.log.read_text(errors="replace").splitlines()[-lines:]])
+        printed = node.log.read_text(errors="replace").splitlines()
+        return "\n".join(["; the last it printed:", *printed[-lines:]])
     return ""
 
 
