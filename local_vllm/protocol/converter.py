@@ -5,18 +5,17 @@ process; who calls the engine, and what happens when it does not answer, is left
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
-from local_vllm.errors import RequestError, UpstreamError
+from local_vllm.errors import RequestError
 from local_vllm.protocol import tokens
 from local_vllm.protocol.calls import CHAT, COMPLETIONS, RESPONSES, Answer, Asked, ChatCall
-from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens, Delta
+from local_vllm.protocol.chat import Delta
 from local_vllm.protocol.completions import CompletionEvents, Render, as_chat_answer, completion_body
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
@@ -26,15 +25,17 @@ from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.native import NativeRequests
 from local_vllm.protocol.overflow import Overflow, find_overflow
 from local_vllm.protocol.passthrough import read_chat, without_developer
+from local_vllm.protocol.peek import peek_model
 from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields
 from local_vllm.protocol.reasoning import THINK, ThinkSplitter, opens_in_reasoning
-from local_vllm.protocol.request import OpenAIFields, decode_part, read_request
+from local_vllm.protocol.request import OpenAIFields, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_items, resolved
 from local_vllm.protocol.to_chat import caller_fields, check, wants_logprobs
-from local_vllm.protocol.tokens import NoTokens, StreamedTokens
+from local_vllm.protocol.tokens import StreamedTokens
 from local_vllm.protocol.tools import read_tools
+from local_vllm.protocol.whole_answer import attach_tokens, read_answer
 
 __all__ = ["Answer", "ChatCall", "Converter", "error_body", "peek_model", "tokenize_body"]
 
@@ -43,26 +44,7 @@ _STREAM_FIELDS: Fields = {"stream": True, "stream_options": {"include_usage": Tr
 # The prompt shows whether the chat template has opened a block of reasoning.
 _PROMPT_FIELD: Fields = {"return_prompt_text": True}
 
-
-class _Peeked(Struct, gc=False):
-    model: str | None = None
-
-
-# Plain ASCII without escapes is the same in JSON and out of it.
-_FIRST_FIELD = re.compile(rb'\s*\{\s*"model"\s*:\s*"([ !#-\[\]-~]*)"')
 _encode = msgspec.json.Encoder().encode
-_decode_model = msgspec.json.Decoder(_Peeked).decode
-_decode_answer = msgspec.json.Decoder(ChatAnswer).decode
-_decode_answer_with_tokens = msgspec.json.Decoder(ChatAnswerWithTokens).decode
-
-
-def peek_model(body: bytes) -> str | None:
-    """The `model` of any request, decoding nothing else. Raises RequestError for a body that is no JSON
-    object, if it looked that far: a model that comes first is taken without reading on.
-    """
-    if first := _FIRST_FIELD.match(body):
-        return first[1].decode()
-    return decode_part(_decode_model, body).model
 
 
 def tokenize_body(call: ChatCall) -> bytes:
@@ -208,12 +190,12 @@ class Converter:
             answer = as_chat_answer(answer)
         if asked is None:
             return Answer(200, answer)
-        decoded = _read_answer(call, answer)
+        decoded = read_answer(call, answer)
         choice = decoded.choices[0]
         end = ending(choice.finish_reason)
         texts = texts_of_whole(answer) if wants_logprobs(asked.request) else None
         output = self._fold(asked, choice.message, texts, cut_off=end.status != "completed")
-        missing = _attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
+        missing = attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
         response = response_object(
             asked,
             model=decoded.model,
@@ -294,26 +276,3 @@ def _history(settings: ConverterSettings) -> History:
         reasoning="text" if settings.preserve_reasoning_in_assistant_content else interleaved,
         tags=settings.reasoning_tags or THINK,
     )
-
-
-def _attach_tokens(
-    output: list[Any], decoded: Any, answer: bytes, tokenized: bytes | None
-) -> NoTokens | None:
-    found = tokens.read_tokens(decoded, answer, tokenized)
-    if isinstance(found, NoTokens):
-        return found
-    output[-1].carry(found)
-    return None
-
-
-def _read_answer(call: ChatCall, answer: bytes) -> Any:
-    decode = _decode_answer_with_tokens if call.wants_token_ids else _decode_answer
-    try:
-        decoded = decode(answer)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
-        raise UpstreamError(
-            f"The engine's answer is no chat completion: {problem}", code="bad_gateway"
-        ) from problem
-    if not decoded.choices:
-        raise UpstreamError("The engine's answer holds no choices.", code="bad_gateway")
-    return decoded

@@ -217,3 +217,73 @@ def test_calls_and_outputs_that_do_not_belong_together_are_refused(items, param)
     with pytest.raises(RequestError) as refused:
         messages(items)
     assert (refused.value.status, refused.value.param) == (400, param)
+
+
+# ---- how earlier reasoning is told
+
+TURN = [user(), thought("hm"), said("so"), user("and?")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "turn"),
+    [
+        ({}, assistant("so", reasoning="hm")),
+        ({"uses_interleaved_reasoning": False}, assistant("so")),
+        ({"preserve_reasoning_in_assistant_content": True}, assistant("<think>hm</think>so")),
+        (
+            {"preserve_reasoning_in_assistant_content": True, "uses_interleaved_reasoning": False},
+            assistant("<think>hm</think>so"),
+        ),
+        (
+            {"preserve_reasoning_in_assistant_content": True, "reasoning_tags": ("[T]", "[/T]")},
+            assistant("[T]hm[/T]so"),
+        ),
+    ],
+)
+def test_reasoning_of_earlier_turns_stands_where_the_settings_say(settings, turn):
+    assert messages(TURN, settings=ConverterSettings(**settings)) == [user(), turn, user("and?")]
+
+
+def test_reasoning_that_is_left_out_leaves_no_empty_turn():
+    settings = ConverterSettings(uses_interleaved_reasoning=False)
+    assert messages([user(), thought("hm"), user("and?")], settings=settings) == [user(), user("and?")]
+    given = [user(), thought("hm"), call(), output()]
+    assert messages(given, settings=settings)[1] == assistant(tool_calls=[chat_call()])
+
+
+def test_reasoning_before_a_call_stands_in_its_text_when_it_is_preserved():
+    settings = ConverterSettings(preserve_reasoning_in_assistant_content=True)
+    given = [user(), thought("hm"), call(), output()]
+    assert messages(given, settings=settings)[1] == assistant("<think>hm</think>", tool_calls=[chat_call()])
+
+
+@pytest.mark.parametrize(
+    ("items", "settled"),
+    [
+        ([user(), thought("hm")], True),
+        ([user(), thought("hm"), said("")], True),
+        ([user(), thought("hm"), said("so")], False),
+        ([user(), thought("hm"), user()], False),
+        ([user(), thought("hm"), call(), output()], False),
+        ([user()], False),
+        ([said("")], False),
+    ],
+)
+def test_a_turn_of_reasoning_alone_is_the_end_when_so_set(items, settled):
+    body = json.dumps({"input": items}).encode()
+    end = Converter(ConverterSettings(sequential_reasoning_allowed=False)).to_chat(body, "e").settled
+    assert (end is not None) == settled
+    assert Converter(ConverterSettings()).to_chat(body, "e").settled is None
+
+
+def test_video_and_audio_parts_are_handed_on():
+    parts = [
+        {"type": "input_video", "video_url": "https://example.org/a.mp4"},
+        {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AA"}},
+    ]
+    assert messages([user(parts)]) == [
+        user([
+            {"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}},
+            {"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AA"}},
+        ])
+    ]

@@ -160,3 +160,34 @@ def test_the_steps_of_a_fold_tell_the_same_story_as_its_items(text, cuts):
             case Closed(index, item):
                 assert (index, item.content[0].text) == (len(told) - 1, told[index])
     assert told == [item.content[0].text for item in fold.items]
+
+
+TAGS = ("<|think|>", "[/]")
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.text(alphabet="ab<|[/]>", min_size=1, max_size=8)), max_size=5),
+    st.integers(1, 5),
+)
+def test_other_tags_are_found_however_the_text_is_cut(blocks, size):
+    blocks = [(inside, text) for inside, text in blocks if not any(tag in text for tag in TAGS)]
+    marked = "".join(f"{TAGS[0]}{text}{TAGS[1]}" if inside else text for inside, text in blocks)
+    whole, cut = (ThinkSplitter(tags=TAGS) for _ in "ab")
+    expected = [*whole.feed(marked), *whole.rest()]
+    pieces = [marked[start : start + size] for start in range(0, len(marked), size)]
+    found = [segment for piece in pieces for segment in cut.feed(piece)] + cut.rest()
+    for inside in (False, True):
+        assert "".join(t for i, t in found if i is inside) == "".join(t for i, t in expected if i is inside)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<|think|>why[/]so", [(True, "why"), (False, "so")]),
+        ("why[/]so", [(True, "why"), (False, "so")]),
+        ("<think>a</think>", [(False, "<think>a</think>")]),
+    ],
+)
+def test_other_tags_take_the_place_of_think(text, expected):
+    splitter = ThinkSplitter(inside=opens_in_reasoning(text, tags=TAGS), tags=TAGS)
+    assert [part for part in [*splitter.feed(text), *splitter.rest()] if part[1]] == expected

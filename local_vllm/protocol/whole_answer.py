@@ -1,0 +1,39 @@
+"""An engine's whole answer: read as far as it is needed, and its tokens put where a client finds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from local_vllm.errors import UpstreamError
+from local_vllm.protocol import tokens
+from local_vllm.protocol.calls import ChatCall
+from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens
+from local_vllm.protocol.tokens import NoTokens
+
+_decode_answer = msgspec.json.Decoder(ChatAnswer).decode
+_decode_answer_with_tokens = msgspec.json.Decoder(ChatAnswerWithTokens).decode
+
+
+def attach_tokens(
+    output: list[Any], decoded: Any, answer: bytes, tokenized: bytes | None
+) -> NoTokens | None:
+    found = tokens.read_tokens(decoded, answer, tokenized)
+    if isinstance(found, NoTokens):
+        return found
+    output[-1].carry(found)
+    return None
+
+
+def read_answer(call: ChatCall, answer: bytes) -> Any:
+    decode = _decode_answer_with_tokens if call.wants_token_ids else _decode_answer
+    try:
+        decoded = decode(answer)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
+        raise UpstreamError(
+            f"The engine's answer is no chat completion: {problem}", code="bad_gateway"
+        ) from problem
+    if not decoded.choices:
+        raise UpstreamError("The engine's answer holds no choices.", code="bad_gateway")
+    return decoded
