@@ -1,4 +1,4 @@
-"""The bytes of a file over HTTP, from any offset on, for a fifth of the processor time of huggingface_hub's own client.
+"""The bytes of a file over HTTP, from any offset on, for a fifth of what huggingface_hub takes of a processor.
 
 Proxies and certificates are those of the environment. What the answer means is left to the caller.
 """
@@ -23,7 +23,7 @@ _AT_MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ByteStream:
-    """An answer that has begun. `begins_at` is the offset of its first byte: 0 from a server that sends no parts."""
+    """An answer that has begun. `begins_at` is the offset of its first byte: 0 if no parts are sent."""
 
     begins_at: int
     answer: HTTPResponse
@@ -61,7 +61,13 @@ class _SameHostSeesToken(urllib.request.HTTPRedirectHandler):
     """A repository that was renamed is found by a redirect on the same host."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
     ) -> urllib.request.Request | None:
         following = super().redirect_request(req, fp, code, msg, headers, newurl)
         token = req.unredirected_hdrs.get(_TOKEN)
@@ -77,7 +83,9 @@ def _opener() -> urllib.request.OpenerDirector:
         if "all" in proxies:
             proxies.setdefault(scheme, proxies["all"])
     return urllib.request.build_opener(
-        urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=_certificates()), _SameHostSeesToken()
+        urllib.request.ProxyHandler(proxies),
+        urllib.request.HTTPSHandler(context=_certificates()),
+        _SameHostSeesToken(),
     )
 
 

@@ -135,7 +135,7 @@ class Fetch:
     def _alone(self) -> Iterator[None]:
         """One process at a time for a repository in a cache. Those that wait see the progress on the disk."""
         with contextlib.ExitStack() as stack:
-            # Without a lock nothing breaks (ResumedFile): a disk that has none, or another user's lock, is no error.
+            # Without a lock nothing breaks (ResumedFile): a disk without, or another's lock, is no error.
             with contextlib.suppress(PermissionError):
                 self._lock.parent.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context(open(self._lock, "a"))
@@ -150,17 +150,21 @@ class Fetch:
             raise EngineStartError(hub_errors.no_room(self._asked, needed, free))
 
     def _etags_hold(self, missing: Sequence[HubFile]) -> bool:
-        """Whether this Hub names contents as its listing does. Some mirrors do not; huggingface_hub copes with them."""
+        """Whether this Hub names contents as its listing does. Some mirrors do not: huggingface_hub copes."""
         largest = max(missing, key=lambda file: file.size)
         found = patiently(
-            lambda: get_hf_file_metadata(self._url(largest), token=self.access.token, endpoint=self.access.endpoint),
+            lambda: get_hf_file_metadata(
+                self._url(largest), token=self.access.token, endpoint=self.access.endpoint
+            ),
             self.patience,
         )
         return found.etag == largest.etag
 
     def _stream(self, files: Sequence[HubFile]) -> None:
         with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
-            streams = [pool.submit(self._stream_one, file) for file in sorted(files, key=lambda file: -file.size)]
+            streams = [
+                pool.submit(self._stream_one, file) for file in sorted(files, key=lambda file: -file.size)
+            ]
             done, _ = wait(streams, return_when=FIRST_EXCEPTION)
             if failed := [error for stream in done if (error := stream.exception())]:
                 self._given_up.set()
@@ -178,7 +182,10 @@ class Fetch:
 
     def _url(self, file: HubFile) -> str:
         return hf_hub_url(
-            self.snapshot.wanted.model, file.path, revision=self.snapshot.commit, endpoint=self.access.endpoint
+            self.snapshot.wanted.model,
+            file.path,
+            revision=self.snapshot.commit,
+            endpoint=self.access.endpoint,
         )
 
     def _pause(self, seconds: float) -> None:
@@ -212,14 +219,17 @@ class Fetch:
         ref = self._repository / "refs" / revision
         # A cache that is whole and cannot be written is no error.
         with contextlib.suppress(OSError):
-            if revision != self.snapshot.commit and not (ref.is_file() and ref.read_text() == self.snapshot.commit):
+            if revision != self.snapshot.commit and not (
+                ref.is_file() and ref.read_text() == self.snapshot.commit
+            ):
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 new = ref.with_name(f"{ref.name}.{os.getpid()}.new")
                 new.write_text(self.snapshot.commit)
                 new.replace(ref)
 
     def _stalled(self) -> str:
-        waited = f"not a byte of {self._asked.model} has come into {self.cache} for {self.patience.no_progress_s:.0f} s"
+        waited_s = self.patience.no_progress_s
+        waited = f"not a byte of {self._asked.model} has come into {self.cache} for {waited_s:.0f} s"
         if self._trouble is not None:
             return f"{waited}: {hub_errors.explain(self._trouble, self._asked)}"
         return f"{waited}: see to the network, or to another process that holds {self._lock}"

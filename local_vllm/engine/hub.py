@@ -1,11 +1,10 @@
 """The Hub: how it is reached, which files a model has there, and which of them lie in the cache.
 
-The layout of the cache is the documented one of huggingface_hub: refs, blobs, snapshots. Fetching is fetch.py's.
+The layout of the cache is huggingface_hub's documented one: refs, blobs, snapshots. Fetching is fetch.py's.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -37,7 +36,7 @@ class Patience:
     Attributes:
         unreachable_s: pauses before it is tried again when no answer comes at first contact.
         busy_s: the same when it answers 429 or 5xx.
-        lost_s: the same when a connection is lost in the middle, counted anew after each byte; the last one repeats.
+        lost_s: the same when a connection is lost in the middle, anew after each byte; the last one repeats.
         no_progress_s: without a single byte for so long, fetching is given up.
     """
 
@@ -49,7 +48,7 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class HubAccess:
-    """Where the Hub is and who asks. Without a token, one saved by `hf auth login` on this machine is used."""
+    """Where the Hub is and who asks. Without a token, one saved here by `hf auth login` is used."""
 
     endpoint: str = DEFAULT_ENDPOINT
     token: str | None = field(default=None, repr=False)
@@ -115,7 +114,9 @@ def is_hub_id(model: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None
 
 
-def find_snapshot(wanted: WantedModel, cache: Path, access: HubAccess, patience: Patience = Patience()) -> Snapshot:
+def find_snapshot(
+    wanted: WantedModel, cache: Path, access: HubAccess, patience: Patience = Patience()
+) -> Snapshot:
     """What is to be loaded: as the Hub says, or as the cache has it when the Hub must not or cannot be asked.
 
     Raises:
@@ -159,9 +160,8 @@ def _snapshot_on_hub(wanted: WantedModel, cache: Path, access: HubAccess) -> Sna
     files = {sibling.rfilename: _hub_file(sibling) for sibling in info.siblings or ()}
     indexed: frozenset[str] = frozenset()
     if index := index_name(files, wanted.load_format):
-        path = hf_hub_download(
-            wanted.model, index, revision=info.sha, cache_dir=cache, endpoint=access.endpoint, token=access.token
-        )
+        reached = {"endpoint": access.endpoint, "token": access.token}
+        path = hf_hub_download(wanted.model, index, revision=info.sha, cache_dir=cache, **reached)
         indexed = indexed_files(Path(path).read_text())
     names = wanted_files(files, wanted.load_format, indexed)
     if wanted.load_format != "dummy" and not any(is_weights(name) for name in names):
@@ -179,11 +179,13 @@ def _hub_file(sibling) -> HubFile:
 def cached_snapshot(wanted: WantedModel, cache: Path) -> Snapshot | None:
     """The snapshot in the cache, if what vLLM loads of it is whole. Asks nobody."""
     repository = repository_folder(cache, wanted.model)
-    commit = wanted.revision if _COMMIT.fullmatch(wanted.revision) else _read(repository / "refs" / (wanted.revision or "main"))
+    revision = wanted.revision or "main"
+    commit = revision if _COMMIT.fullmatch(revision) else _read(repository / "refs" / revision)
     folder = repository / "snapshots" / commit
     if not commit or not folder.is_dir():
         return None
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     index = index_name(sizes, wanted.load_format)
     indexed = indexed_files((folder / index).read_text()) if index else frozenset()
     names = wanted_files(sizes, wanted.load_format, indexed)
@@ -201,7 +203,7 @@ def _read(path: Path) -> str:
 
 
 def _alike(model: str, access: HubAccess) -> tuple[str, ...]:
-    """The model whose name is most like this one, of the same owner first; none when the Hub does not say in time."""
+    """The model whose name is most like this one, of the same owner first; none if the Hub does not say."""
     owner, _, name = model.rpartition("/")
     questions = ({"author": owner, "limit": 500},) if owner else ()
     for question in (*questions, {"search": name, "limit": 100}):

@@ -1,6 +1,6 @@
-"""What went wrong between us and the Hub, as one line that says what to change; and whether trying again helps.
+"""What went wrong between us and the Hub, as a line that says what to change; and whether trying again helps.
 
-Errors of huggingface_hub's HTTP client are known by their names: it has had three clients (requests, httpx, httpx2).
+Errors of huggingface_hub's HTTP client are known by their names: it has had requests, httpx and httpx2.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CERTIFICATE = re.compile(r"certificate|CERTIFICATE|SSLV3|WRONG_VERSION_NUMBER")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+_ELSEWHERE = "or set hf_home to another folder"
 TOKEN = "HF_TOKEN (or hf_token in env.yaml)"
 
 
@@ -98,23 +99,24 @@ def _of_the_hub(error: BaseException, asked: Asked) -> str | None:
     match error:
         case hub.GatedRepoError() if asked.has_token:
             return (
-                f"{model} is gated, and the account of this token has no access: accept the terms at {page}, wait for "
-                "the approval where there is one, and let a fine-grained token read gated repositories"
+                f"{model} is gated, and the account of this token has no access: accept the terms at {page}, "
+                "wait for the approval if there is one, and let a fine-grained token read gated repositories"
             )
         case hub.GatedRepoError():
             return f"{model} is gated: accept its terms at {page}, and set {TOKEN} to a token of that account"
         case hub.DisabledRepoError():
             return f"{model} has been disabled on {asked.endpoint}: choose another model"
         case hub.RevisionNotFoundError():
-            return f"{model} has no revision `{asked.revision or 'main'}`: see {page}/tree/main for those there are"
+            wanted = asked.revision or "main"
+            return f"{model} has no revision `{wanted}`: {page}/tree/main shows those there are"
         case hub.HFValidationError():
-            return f"`{model}` is neither a folder nor a Hub id: write ORGANIZATION/NAME, or the path of a folder"
+            return f"`{model}` is no folder and no Hub id: write ORGANIZATION/NAME, or the path of a folder"
         case hub.OfflineModeIsEnabled() | hub.LocalEntryNotFoundError():
             return not_cached(asked)
     if status_of(error) == 401 and not isinstance(error, hub.RepositoryNotFoundError):
         return (
-            f"{asked.endpoint} refuses the token (401): it is wrong or has expired; set {TOKEN} to a valid one, from "
-            f"{asked.endpoint}/settings/tokens, or unset it"
+            f"{asked.endpoint} refuses the token (401): it is wrong or has expired; set {TOKEN} to a valid "
+            f"one, from {asked.endpoint}/settings/tokens, or unset it"
         )
     if isinstance(error, hub.RepositoryNotFoundError):
         return _no_such_model(asked)
@@ -124,8 +126,8 @@ def _of_the_hub(error: BaseException, asked: Asked) -> str | None:
 def not_cached(asked: Asked) -> str:
     """The line for a model that is not (whole) in the cache while the Hub may not be asked."""
     return (
-        f"{asked.model} is not (whole) in {asked.cache}, and HF_HUB_OFFLINE is set: unset it, or fetch the model "
-        f"first where there is a network (HF_HOME={asked.cache.parent} hf download {asked.model})"
+        f"{asked.model} is not (whole) in {asked.cache}, and HF_HUB_OFFLINE is set: unset it, or fetch the "
+        f"model first where there is a network (HF_HOME={asked.cache.parent} hf download {asked.model})"
     )
 
 
@@ -139,10 +141,16 @@ def _answered(error: BaseException, asked: Asked) -> str:
     status = status_of(error)
     said = f"{asked.endpoint} answered {status} for {asked.model}"
     if status == 429:
-        more = "wait some minutes" if asked.has_token else f"wait some minutes, or set {TOKEN}, which raises the limit"
+        more = (
+            "wait some minutes"
+            if asked.has_token
+            else f"wait some minutes, or set {TOKEN}, which raises the limit"
+        )
         return f"{said}, too many requests, again and again: {more}"
     if is_busy(error):
-        return f"{said} again and again: it has trouble of its own; try later, or set HF_ENDPOINT to another one"
+        return (
+            f"{said} again and again: it has trouble of its own; try later, or set HF_ENDPOINT to another one"
+        )
     detail = getattr(error, "server_message", None) or brief(error)
     hint = f"; see that {TOKEN} is allowed to read it" if status == 403 else ""
     return f"{said}: {one_line(detail)}{hint}"
@@ -152,11 +160,12 @@ def _of_the_disk(error: BaseException, asked: Asked) -> str | None:
     number = getattr(error, "errno", None)
     if number in _NO_ROOM:
         what = "the disk is full" if number == errno.ENOSPC else "the quota is used up"
-        return f"{what} in {asked.cache} while {asked.model} was fetched: make room there, or set hf_home to another folder"
+        return f"{what} in {asked.cache} while {asked.model} was fetched: make room there, {_ELSEWHERE}"
     if number in _NOT_ALLOWED:
         place = getattr(error, "filename", None) or asked.cache
         why = os.strerror(number).lower()
-        return f"the cache {asked.cache} cannot be written ({place}: {why}): change its owner or mode, or set hf_home to another folder"
+        cannot = f"the cache {asked.cache} cannot be written ({place}: {why})"
+        return f"{cannot}: change its owner or mode, {_ELSEWHERE}"
     return None
 
 
@@ -173,30 +182,31 @@ def _of_the_network(error: BaseException, asked: Asked) -> str | None:
     proxies = [name for name in _PROXIES if os.environ.get(name)]
     via = f" through the proxy of {proxies[0]}" if proxies else ""
     return (
-        f"{asked.endpoint} cannot be reached{via} for {asked.model}: {brief(error)}; see to the network, HF_ENDPOINT "
-        "and HTTPS_PROXY, or bring the model into the cache and set HF_HUB_OFFLINE=1"
+        f"{asked.endpoint} cannot be reached{via} for {asked.model}: {brief(error)}; see to the network, "
+        "HF_ENDPOINT and HTTPS_PROXY, or bring the model into the cache and set HF_HUB_OFFLINE=1"
     )
 
 
 def no_room(asked: Asked, needed: int, free: int) -> str:
     """The line for a disk that is too small, said before anything is fetched."""
     return (
-        f"{asked.model} needs {needed / 1e9:.3g} GB more in {asked.cache}, where {free / 1e9:.3g} GB are free: make "
-        "room there, or set hf_home to another folder"
+        f"{asked.model} needs {needed / 1e9:.3g} GB more in {asked.cache}, where {free / 1e9:.3g} GB are "
+        f"free: make room there, {_ELSEWHERE}"
     )
 
 
 def no_weights(asked: Asked, load_format: str, found: list[str]) -> str:
     """The line for a repository without a file that vLLM could load."""
     there = f"it has {', '.join(sorted(found)[:3])}" if found else "it has none in any format"
-    return f"{asked.model} has no weights that vLLM loads with load_format {load_format}: {there}; choose another model or format"
+    lacks = f"{asked.model} has no weights that vLLM loads with load_format {load_format}"
+    return f"{lacks}: {there}; choose another model or format"
 
 
 def corrupt(asked: Asked, path: str) -> str:
     """The line for a file that came twice with a content that its checksum does not allow."""
     return (
-        f"{path} of {asked.model} came twice from {asked.endpoint} with a content that is not the announced one: "
-        "see to the proxy or the mirror in between"
+        f"{path} of {asked.model} came twice from {asked.endpoint} with a content that is not the announced "
+        "one: see to the proxy or the mirror in between"
     )
 
 

@@ -1,4 +1,4 @@
-"""The environment variables by which the Hub is reached: those of the run hold on every node that fetches from it."""
+"""The environment variables by which the Hub is reached: those of the run hold on every node that fetches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _OF_THE_HUB = (
-    *("HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"),
-    *("HF_HUB_DISABLE_XET", "HF_XET_HIGH_PERFORMANCE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_USER_AGENT_ORIGIN"),
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DOWNLOAD_TIMEOUT",
+    "HF_HUB_ETAG_TIMEOUT",
+    "HF_HUB_DISABLE_XET",
+    "HF_XET_HIGH_PERFORMANCE",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "HF_HUB_USER_AGENT_ORIGIN",
 )
 HUB_VARIABLES = (
     *_OF_THE_HUB,

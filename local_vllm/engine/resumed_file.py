@@ -1,7 +1,7 @@
 """Fetches one file of the Hub to a blob of its cache, going on where an interrupted attempt has ended.
 
-Bytes go to `<etag>.incomplete` beside the blob, and stay there when this process dies. huggingface_hub itself begins
-a file anew after an interruption, which costs gigabytes; it then finds the finished blob.
+Bytes go to `<etag>.incomplete` beside the blob, and stay there when this process dies. huggingface_hub itself
+begins a file anew after an interruption, which costs gigabytes; here it finds the finished blob.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ResumedFile:
         self._on_trouble = on_trouble
 
     def fetch(self, patience: Patience) -> None:
-        """Fetch what is missing, however often the connection is lost: giving up in time is the caller's part.
+        """Fetch what is missing, however often the connection is lost: giving up is the caller's part.
 
         Raises:
             Corrupt: what came, twice, has not the content that its etag names.
@@ -81,7 +81,7 @@ class ResumedFile:
         end = self._append(begin)
         if end < self.file.size:
             raise ConnectionError(f"the answer ended after {end:,} of {self.file.size:,} bytes")
-        # Reading all of it again is worth it for pieces that were put together, by several processes or after a crash.
+        # All of it is read again where pieces were put together, by several processes or after a crash.
         if end > self.file.size or (check and not _is_content(self.partial, self.file.etag)):
             raise Corrupt
         with contextlib.suppress(FileNotFoundError):
@@ -89,7 +89,7 @@ class ResumedFile:
 
     def _append(self, begin: int) -> int:
         """Write what is missing behind what is there; returns the size after it."""
-        # Not in append mode: where another process writes the same file, both write the same bytes to the same place.
+        # Not in append mode: another process that writes this file writes the same bytes to the same place.
         with open(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as out:
             return begin if begin >= self.file.size else self._write_from(begin, out)
 

@@ -1,7 +1,7 @@
 """Which files of a model's repository vLLM loads, from their names alone. Pure; fetching them is fetch.py's.
 
-The choice between formats is that of vLLM's default loader: Mistral's own weights before safetensors before .bin
-before .pt, and of the safetensors those that the index names.
+The choice between formats is that of vLLM's default loader: Mistral's own weights before safetensors before
+.bin before .pt, and of the safetensors those that the index names.
 """
 
 from __future__ import annotations
@@ -16,19 +16,28 @@ _OTHER_FORMATS = (
     "*.gguf", "*.ggml", "*.llamafile", "*.onnx", "*.onnx_data", "*.onnx.data", "*.pth", "*.ckpt", "*.msgpack",
     "*.h5", "*.ot", "*.tflite", "*.mlmodel", "*.nemo", "*.dduf", "*.engine", "*.zip", "*.tar", "*.tar.gz",
 )  # fmt: skip
-_OF_THE_TRAINER = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*")
+_OF_THE_TRAINER = (
+    "training_args.bin",
+    "optimizer.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+)
 _FOR_READERS = (".git*", "*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.svg", "*.pdf", "*.mp4")
 # Copies of the weights for other programs, and states of the training.
 _OTHER_FOLDERS = (
-    "original", "metal", "onnx", "openvino", "coreml", "gguf", "ggml", "mlx", "flax", "tensorrt*", "*.mlpackage",
-    "checkpoint-*", "global_step*", "runs",
+    "original", "metal", "onnx", "openvino", "coreml", "gguf", "ggml", "mlx", "flax", "tensorrt*",
+    "*.mlpackage", "checkpoint-*", "global_step*", "runs",
 )  # fmt: skip
 
 MISTRAL = "consolidated*.safetensors"
 _LOADED = ("*.safetensors", "*.bin", "*.pt")
 _FORMATS_OF: dict[str, tuple[str, ...]] = {
     "hf": _LOADED,
-    **dict.fromkeys(("safetensors", "fastsafetensors", "instanttensor", "runai_streamer"), ("*.safetensors",)),
+    **dict.fromkeys(
+        ("safetensors", "fastsafetensors", "instanttensor", "runai_streamer"), ("*.safetensors",)
+    ),
     "mistral": (MISTRAL,),
     "pt": ("*.pt",),
     "npcache": ("*.bin", "*.pt"),
@@ -90,7 +99,9 @@ def _is_a_copy(name: str, pattern: str, indexed: Collection[str]) -> bool:
 
 def _beside(root: Iterable[str]) -> list[str]:
     """Small heads that some models keep in .pt files beside their weights."""
-    return [name for name in root if name.endswith(".pt") and not _matches(name, ("consolidated*", "*model*"))]
+    return [
+        name for name in root if name.endswith(".pt") and not _matches(name, ("consolidated*", "*model*"))
+    ]
 
 
 def _of_folders(weights: Iterable[str], load_format: str) -> list[str]:

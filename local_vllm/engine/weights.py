@@ -1,4 +1,4 @@
-"""A model's files on one node: found, built, or fetched from the Hub. Which nodes need them is weights_on_nodes.py's."""
+"""A model's files on one node: found, built, or fetched. Which nodes need them is weights_on_nodes.py's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from local_vllm.errors import EngineStartError
 if TYPE_CHECKING:
     from local_vllm.engine.hub import Snapshot, WantedModel
 
-# A shared file system may hide for so long from one node what another has written (NFS remembers what was not there).
+# A shared file system may hide so long what another node has written: NFS remembers what was not there.
 VISIBLE_WITHIN_S = 90.0
 LOOK_AGAIN_S = 0.5
 _PROBES = ".local_vllm-probe-"
@@ -26,7 +26,7 @@ _OLD_PROBE_S = 3600.0
 class NodeWeights:
     """What is asked of each node, in a process of its own, which can be killed in the middle of a download.
 
-    huggingface_hub reads its variables when it is imported: they are set first, and it is imported where it is used.
+    huggingface_hub reads its variables when it is imported: that is done later, where it is used.
 
     Args:
         variables: the variables by which the Hub is reached; those of the node hold where they say nothing.
@@ -60,8 +60,8 @@ class NodeWeights:
             build_default_model(Path(folder))
         except OSError as error:
             raise EngineStartError(
-                f"the default model cannot be built in {folder}: {error.strerror or error}; make room there, or set "
-                "XDG_CACHE_HOME to a folder that can be written"
+                f"the default model cannot be built in {folder}: {error.strerror or error}; make room there, "
+                "or set XDG_CACHE_HOME to a folder that can be written"
             ) from error
 
     def find(self, wanted: WantedModel) -> Snapshot:
@@ -99,8 +99,8 @@ class NodeWeights:
             probe.touch()
         except OSError as error:
             raise EngineStartError(
-                f"the cache {folder} cannot be written: {error.strerror or error}; change its owner or mode, make "
-                "room, or set hf_home to another folder"
+                f"the cache {folder} cannot be written: {error.strerror or error}; change its owner or mode, "
+                "make room, or set hf_home to another folder"
             ) from error
         self._probe = probe
         return str(probe)

@@ -49,7 +49,8 @@ class Progress:
         if not self.console.is_terminal:
             yield
             return
-        with Live(get_renderable=self._table, console=self.console, refresh_per_second=REFRESH_PER_S) as self._live:
+        self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=REFRESH_PER_S)
+        with self._live:
             yield
 
     def step(self, name: str, doing: str, *, done: bool = False, download: Download | None = None) -> None:
@@ -58,20 +59,24 @@ class Progress:
         previous = self._steps.get(name)
         begun = previous.begun if previous else now
         self._steps[name] = _Step(doing, begun, now if done else None, download)
-        if self.console.is_terminal:
-            return
-        if previous is None or previous.doing != doing or (download is not None and self._is_due(name, now, download)):
+        is_news = previous is None or previous.doing != doing
+        if not self.console.is_terminal and (is_news or self._is_due(name, now, download)):
             self._said[name] = (now, share_done(download) if download is not None else 0.0)
             more = f": {described(download)}" if download is not None else ""
-            self.console.print(f"[{now - self._begun:6.1f} s] {name}: {doing}{more}", highlight=False, soft_wrap=True)
+            line = f"[{now - self._begun:6.1f} s] {name}: {doing}{more}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def engine(self, status: EngineStatus) -> None:
         """A step for an engine, from its status."""
         detail = status.detail.partition("\n")[0]
-        doing = {EngineState.STARTING: detail, EngineState.FAILED: f"failed: {detail}"}.get(status.state, str(status.state))
-        self.step(status.server, doing, done=status.state is not EngineState.STARTING, download=status.download)
+        words = {EngineState.STARTING: detail, EngineState.FAILED: f"failed: {detail}"}
+        doing = words.get(status.state, str(status.state))
+        done = status.state is not EngineState.STARTING
+        self.step(status.server, doing, done=done, download=status.download)
 
-    def _is_due(self, name: str, now: float, download: Download) -> bool:
+    def _is_due(self, name: str, now: float, download: Download | None) -> bool:
+        if download is None:
+            return False
         said_at, said_share = self._said[name]
         further = share_done(download) - said_share
         return now - said_at >= LINE_EACH_S or (now - said_at >= LINE_AFTER_S and further >= LINE_EACH_SHARE)

@@ -18,7 +18,11 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The tiny model's files, and such as no vLLM loads."""
     files = files_of(build_default_model(tmp_path_factory.mktemp("hub") / "tiny"))
     del files["content_version.txt"]
-    return files | {"README.md": b"# tiny", "original/consolidated.00.pth": bytes(2 << 20), "tiny.gguf": bytes(2 << 20)}
+    return files | {
+        "README.md": b"# tiny",
+        "original/consolidated.00.pth": bytes(2 << 20),
+        "tiny.gguf": bytes(2 << 20),
+    }
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from local_vllm.engine.hub import HubAccess, Patience, WantedModel, find_snapsho
 from local_vllm.errors import EngineStartError
 access, cache, wanted = HubAccess(sys.argv[1]), Path(sys.argv[2]), WantedModel("tiny-org/tiny-model")
 try:
-    for download in Fetch(find_snapshot(wanted, cache, access), cache, access, Patience(lost_s=(0.05,))).progress():
+    fetch = Fetch(find_snapshot(wanted, cache, access), cache, access, Patience(lost_s=(0.05,)))
+    for download in fetch.progress():
         print(download.bytes_done, flush=True)
         exec(sys.argv[3])
 except EngineStartError as error:
@@ -30,12 +31,14 @@ except EngineStartError as error:
 def fetching_process(
     hub: StandInHub, cache: Path, mount: str = "", each_time: str = "", endpoint: str = "", **environment: str
 ) -> subprocess.Popen[str]:
-    """Start it. `mount` is done before, in a mount namespace of its own; `each_time` is run at each word of progress."""
+    """Start it, after `mount` in a mount namespace of its own; `each_time` is run at each step of it."""
     command = [sys.executable, "-c", PROGRAM, endpoint or hub.url, str(cache), each_time]
     if mount:
         command = ["unshare", "--mount", "sh", "-c", f"{mount} && exec {shlex.join(command)}"]
     environment = {**os.environ, **environment}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def need_mounts() -> None:

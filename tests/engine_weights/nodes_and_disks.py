@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine: two share their disk, the third has one of its own (a mount namespace).
+"""A Ray cluster of three nodes on this machine: two share a disk, the third has its own (a mount namespace).
 
 `Driver` is a process on the first node that provides weights as it is told.
 """
@@ -54,7 +54,12 @@ def nodes_and_disks(disk: Path) -> Iterator[Nodes]:
         patience = {"RAY_agent_register_timeout_ms": "120000", "RAY_worker_niceness": "0"}
         environment = inherited | auth | patience | {"XDG_CACHE_HOME": str(disk / "xdg")}
         port, clients = free_ports(2)
-        head = ["--head", f"--port={port}", f"--ray-client-server-port={clients}", "--include-dashboard=false"]
+        head = [
+            "--head",
+            f"--port={port}",
+            f"--ray-client-server-port={clients}",
+            "--include-dashboard=false",
+        ]
         join = [f"--address=127.0.0.1:{port}"]
         for name, place, own_disk in ((FIRST, head, None), (SHARING, join, None), (APART, join, disk)):
             guard = stack.enter_context(_ray(name, place, folder, environment, own_disk))

@@ -1,4 +1,4 @@
-"""The program of nodes_and_disks.Driver: reads orders from its input, a line of JSON each, and answers in the same way."""
+"""The program of nodes_and_disks.Driver: reads orders, a line of JSON each, and answers in the same way."""
 
 from __future__ import annotations
 

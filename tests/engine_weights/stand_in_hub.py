@@ -34,7 +34,14 @@ class Repository:
     def listing(self, name: str) -> dict:
         content = self.files[name]
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        entry = {"rfilename": name, "path": name, "type": "file", "size": len(content), "blobId": blob, "oid": blob}
+        entry = {
+            "rfilename": name,
+            "path": name,
+            "type": "file",
+            "size": len(content),
+            "blobId": blob,
+            "oid": blob,
+        }
         if len(content) >= LARGE_BYTES:
             sha256 = hashlib.sha256(content).hexdigest()
             entry["lfs"] = {"sha256": sha256, "oid": sha256, "size": len(content), "pointerSize": 134}
@@ -71,7 +78,9 @@ class Faults:
 class StandInHub:
     """The server. `url` is its address; `elsewhere` is another name of it, where large files lie."""
 
-    def __init__(self, repositories: dict[str, Repository], tokens: frozenset[str] = frozenset({"hf_good"})) -> None:
+    def __init__(
+        self, repositories: dict[str, Repository], tokens: frozenset[str] = frozenset({"hf_good"})
+    ) -> None:
         self.repositories = repositories
         self.tokens = tokens
         self.faults = Faults()
@@ -221,7 +230,9 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["tree"]:
             self._json(entries)
         else:
-            self._json({"id": model, "modelId": model, "sha": repository.commit, "siblings": entries, "tags": []})
+            self._json(
+                {"id": model, "modelId": model, "sha": repository.commit, "siblings": entries, "tags": []}
+            )
 
     def _list(self, query: dict[str, list[str]]) -> None:
         author, search = query.get("author", [""])[0], query.get("search", [""])[0]
@@ -242,7 +253,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (repository := self._repository(model)) is None or not self._is_revision(repository, revision):
             return
         if repository.gated is not None and self._token() not in repository.gated:
-            self._refuse(403 if self._token() else 401, "GatedRepo", f"Access to model {model} is restricted.")
+            self._refuse(
+                403 if self._token() else 401, "GatedRepo", f"Access to model {model} is restricted."
+            )
             return
         if name not in repository.files:
             self._refuse(404, "EntryNotFound", "Entry not found")

@@ -45,7 +45,9 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_for_each_tenth_and_not_too_of
         clock.now = 100.0 + second
         shown.engine(status(min(60.0, second * 4)))
     lines = output.getvalue().splitlines()
-    first = "[   0.0 s] policy_model: fetching org/model: 0 of 60 files, 0 B of 60 GB (0%), 500 MB/s, 2 min left"
+    first = (
+        "[   0.0 s] policy_model: fetching org/model: 0 of 60 files, 0 B of 60 GB (0%), 500 MB/s, 2 min left"
+    )
     assert lines[0] == first
     assert [line[1:9].strip() for line in lines] == ["0.0 s", "10.0 s", "20.0 s"]
 

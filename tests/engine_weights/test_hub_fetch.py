@@ -18,7 +18,13 @@ from local_vllm.engine.spec import Download
 from local_vllm.errors import EngineStartError
 
 TINY = WantedModel("tiny-org/tiny-model")
-LOADED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+LOADED = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 HURRIED = Patience(unreachable_s=(0.05,), busy_s=(0.05, 0.05), lost_s=(0.05,), no_progress_s=20)
 
 
@@ -83,7 +89,13 @@ def test_a_model_that_was_renamed_is_found_with_its_token(hub: StandInHub, cache
 
 def test_a_proxy_of_the_environment_carries_all_of_it(hub: StandInHub, cache: Path) -> None:
     process = fetching_process(
-        hub, cache, endpoint="http://hub.invalid", HTTP_PROXY=hub.url, http_proxy=hub.url, NO_PROXY="", no_proxy=""
+        hub,
+        cache,
+        endpoint="http://hub.invalid",
+        HTTP_PROXY=hub.url,
+        http_proxy=hub.url,
+        NO_PROXY="",
+        no_proxy="",
     )
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -134,7 +146,10 @@ def test_a_killed_process_leaves_what_it_has_and_the_next_goes_on_there(hub: Sta
     time.sleep(0.2)
     hub.forget()
     check_whole(fetched(hub, cache), hub, cache)
-    assert hub.bytes_of["model.safetensors"] == len(hub.repositories[TINY.model].files["model.safetensors"]) - kept
+    assert (
+        hub.bytes_of["model.safetensors"]
+        == len(hub.repositories[TINY.model].files["model.safetensors"]) - kept
+    )
 
 
 def test_two_processes_that_want_the_same_fetch_it_once(hub: StandInHub, cache: Path) -> None:
@@ -162,7 +177,9 @@ def test_a_server_that_sends_the_whole_file_for_a_part_is_understood(hub: StandI
     assert hub.bytes_of["model.safetensors"] == 300_000 + whole
 
 
-def test_a_mirror_that_names_contents_otherwise_is_left_to_huggingface_hub(hub: StandInHub, cache: Path) -> None:
+def test_a_mirror_that_names_contents_otherwise_is_left_to_huggingface_hub(
+    hub: StandInHub, cache: Path
+) -> None:
     hub.faults.strange_etags = True
     check_whole(fetched(hub, cache), hub, cache)
     assert hub.bytes_of["model.safetensors"] == len(hub.repositories[TINY.model].files["model.safetensors"])

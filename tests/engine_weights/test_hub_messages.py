@@ -33,7 +33,9 @@ def close(hub: StandInHub, **how: object) -> None:
     hub.repositories[TINY.model] = replace(hub.repositories[TINY.model], **how)
 
 
-def test_a_gated_model_without_a_token_says_where_to_accept_and_what_to_set(hub: StandInHub, cache: Path) -> None:
+def test_a_gated_model_without_a_token_says_where_to_accept_and_what_to_set(
+    hub: StandInHub, cache: Path
+) -> None:
     close(hub, gated=frozenset())
     message = refusal(HubAccess(hub.url), cache)
     assert f"is gated: accept its terms at {hub.url}/{TINY.model}" in message
@@ -122,7 +124,11 @@ def test_offline_with_half_a_model_is_no_model(hub: StandInHub, cache: Path) -> 
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(429, "too many requests, again and again"), (503, "503 for tiny-org/tiny-model again and again"), (418, "418")],
+    [
+        (429, "too many requests, again and again"),
+        (503, "503 for tiny-org/tiny-model again and again"),
+        (418, "418"),
+    ],
 )
 def test_a_hub_that_goes_on_refusing_is_told_after_some_attempts(
     hub: StandInHub, cache: Path, status: int, says: str
@@ -145,7 +151,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(hub: StandInHub,
     cache.mkdir(parents=True)
     process = fetching_process(hub, cache, f"mount -t tmpfs -o size=3m tmpfs {cache}")
     _, errors = process.communicate(timeout=60)
-    assert re.search(rf"refused: {TINY.model} needs 0.00[3-5]\d+ GB more in {cache}, where 0.003\d* GB are free", errors)
+    assert re.search(
+        rf"refused: {TINY.model} needs 0.00[3-5]\d+ GB more in {cache}, where 0.003\d* GB are free", errors
+    )
     assert hub.bytes_served == 0
 
 

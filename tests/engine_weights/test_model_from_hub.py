@@ -32,13 +32,18 @@ def test_a_model_is_fetched_and_served_and_the_next_start_needs_no_hub(
         assert answer.output_text == "from the Hub"
         listings = [request for request in hub.requests if "/api/models/" in request]
         commit = hub.repositories[TINY].commit
-        assert listings == [f"GET /api/models/{TINY}", f"GET /api/models/{TINY}/tree/{commit}"], "vLLM asks for nothing"
+        assert listings == [f"GET /api/models/{TINY}", f"GET /api/models/{TINY}/tree/{commit}"], (
+            "vLLM asks for nothing"
+        )
         assert hub.bytes_of["model.safetensors"] == len(hub.repositories[TINY].files["model.safetensors"])
         assert run.stop() == 0
     hub.stop()
     with running(tmp_path, *words) as run:
         assert f"using what is cached: {hub.url} cannot be reached" in run.text()
-        assert run.client().responses.create(model=TINY, input="ECHO:from the disk").output_text == "from the disk"
+        assert (
+            run.client().responses.create(model=TINY, input="ECHO:from the disk").output_text
+            == "from the disk"
+        )
         assert run.stop() == 0
         assert run.leftovers() == []
 

@@ -8,7 +8,13 @@ import pytest
 
 from local_vllm.engine.wanted_files import index_name, indexed_files, wanted_files
 
-SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+SMALL = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX = "model.safetensors.index.json"
 ORIGINAL = ["original/consolidated.00.pth", "original/params.json", "original/tokenizer.model"]
@@ -20,7 +26,14 @@ def left_out(names: list[str], load_format: str = "auto", indexed: list[str] | N
 
 
 def test_tokenizers_templates_and_code_are_wanted_and_papers_are_not() -> None:
-    code = ["modeling_x.py", "merges.txt", "vocab.json", "qwen.tiktoken", "tokenizer.model", "additional_chat_templates/a.jinja"]
+    code = [
+        "modeling_x.py",
+        "merges.txt",
+        "vocab.json",
+        "qwen.tiktoken",
+        "tokenizer.model",
+        "additional_chat_templates/a.jinja",
+    ]
     readers = [".gitattributes", "README.md", "figures/benchmark.png", "paper.pdf"]
     assert left_out([*SMALL, *code, *readers, "model.safetensors"]) == set(readers)
 
@@ -54,7 +67,12 @@ def test_weights_in_mistrals_format_alone_are_wanted_whatever_the_format() -> No
 
 
 def test_bin_files_are_wanted_where_there_is_nothing_else() -> None:
-    names = [*SMALL, "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"]
+    names = [
+        *SMALL,
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+        "pytorch_model.bin.index.json",
+    ]
     assert left_out([*names, "training_args.bin", "optimizer.pt", "flax_model.msgpack", "tf_model.h5"]) == {
         "training_args.bin",
         "optimizer.pt",
@@ -75,8 +93,18 @@ def test_small_heads_beside_the_weights_are_wanted() -> None:
 
 
 def test_parts_in_folders_come_in_one_format() -> None:
-    parts = ["1_Dense/model.safetensors", "2_Dense/pytorch_model.bin", "vision-lora/adapter_model.safetensors"]
-    names = [*SMALL, "model.safetensors", *parts, "1_Dense/pytorch_model.bin", "checkpoint-500/model.safetensors"]
+    parts = [
+        "1_Dense/model.safetensors",
+        "2_Dense/pytorch_model.bin",
+        "vision-lora/adapter_model.safetensors",
+    ]
+    names = [
+        *SMALL,
+        "model.safetensors",
+        *parts,
+        "1_Dense/pytorch_model.bin",
+        "checkpoint-500/model.safetensors",
+    ]
     assert left_out(names) == {"1_Dense/pytorch_model.bin", "checkpoint-500/model.safetensors"}
 
 
@@ -90,7 +118,10 @@ def test_gguf_files_are_left_out() -> None:
 
 
 def test_without_real_weights_none_are_wanted() -> None:
-    assert left_out([*SMALL, *SHARDS, INDEX, "1_Dense/model.safetensors"], "dummy") == {*SHARDS, "1_Dense/model.safetensors"}
+    assert left_out([*SMALL, *SHARDS, INDEX, "1_Dense/model.safetensors"], "dummy") == {
+        *SHARDS,
+        "1_Dense/model.safetensors",
+    }
 
 
 def test_a_format_that_is_not_known_gets_all_weights() -> None:

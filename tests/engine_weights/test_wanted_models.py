@@ -49,19 +49,30 @@ def test_a_tokenizer_of_another_model_is_wanted_without_its_weights() -> None:
     assert wanted_models(spec(tokenizer="org/model")).keys() == {"model"}
 
 
-@pytest.mark.parametrize("config", [{"model": "org/draft", "num_speculative_tokens": 3}, '{"model": "org/draft"}'])
+@pytest.mark.parametrize(
+    "config", [{"model": "org/draft", "num_speculative_tokens": 3}, '{"model": "org/draft"}']
+)
 def test_a_draft_model_is_wanted(config: object) -> None:
-    assert wanted_models(spec(speculative_config=config))["speculative_config"] == WantedModel("org/draft", "", "auto")
+    assert wanted_models(spec(speculative_config=config))["speculative_config"] == WantedModel(
+        "org/draft", "", "auto"
+    )
 
 
-@pytest.mark.parametrize("config", [{"method": "ngram"}, {"model": "ngram"}, {"method": "mtp", "model": "org/model"}, "x"])
+@pytest.mark.parametrize(
+    "config", [{"method": "ngram"}, {"model": "ngram"}, {"method": "mtp", "model": "org/model"}, "x"]
+)
 def test_guessing_ahead_without_another_model_wants_none(config: object) -> None:
     assert wanted_models(spec(speculative_config=config)).keys() == {"model"}
 
 
 def test_the_flags_name_folders_where_they_named_models() -> None:
-    flags = {"tokenizer": "org/other", "speculative-config": '{"model": "org/draft", "num_speculative_tokens": 3}'}
-    there = with_folders(spec(**flags, dtype="auto"), {"model": "/m", "tokenizer": "/t", "speculative_config": "/d"})
+    flags = {
+        "tokenizer": "org/other",
+        "speculative-config": '{"model": "org/draft", "num_speculative_tokens": 3}',
+    }
+    there = with_folders(
+        spec(**flags, dtype="auto"), {"model": "/m", "tokenizer": "/t", "speculative_config": "/d"}
+    )
     assert there.vllm_serve_kwargs == {
         "tokenizer": "/t",
         "speculative-config": {"model": "/d", "num_speculative_tokens": 3},
@@ -92,14 +103,27 @@ def test_downloads_side_by_side_add_up() -> None:
 
 @pytest.mark.parametrize(
     ("model", "is_one"),
-    [("gpt2", True), ("org/model-1.5_x", True), ("/models/x", False), ("a/b/c", False), ("a b", False), ("./x", False)],
+    [
+        ("gpt2", True),
+        ("org/model-1.5_x", True),
+        ("/models/x", False),
+        ("a/b/c", False),
+        ("a b", False),
+        ("./x", False),
+    ],
 )
 def test_the_form_of_a_hub_id(model: str, is_one: bool) -> None:
     assert is_hub_id(model) is is_one
 
 
 def test_the_variables_of_the_hub_go_along_and_proxies_not_into_the_engine() -> None:
-    environment = {"HF_ENDPOINT": "http://hub", "HTTPS_PROXY": "http://proxy", "no_proxy": "x", "PATH": "/bin", "HF_TOKEN": "s"}
+    environment = {
+        "HF_ENDPOINT": "http://hub",
+        "HTTPS_PROXY": "http://proxy",
+        "no_proxy": "x",
+        "PATH": "/bin",
+        "HF_TOKEN": "s",
+    }
     chosen = hub_variables(environment)
     assert chosen == {"HF_ENDPOINT": "http://hub", "HTTPS_PROXY": "http://proxy", "no_proxy": "x"}
     assert for_an_engine(chosen) == {"HF_ENDPOINT": "http://hub"}
@@ -114,7 +138,9 @@ def test_the_variables_of_the_hub_go_along_and_proxies_not_into_the_engine() -> 
         ({"TRANSFORMERS_OFFLINE": "true"}, HubAccess(offline=True)),
     ],
 )
-def test_how_the_hub_is_reached_is_read_from_the_environment(environment: dict[str, str], access: HubAccess) -> None:
+def test_how_the_hub_is_reached_is_read_from_the_environment(
+    environment: dict[str, str], access: HubAccess
+) -> None:
     assert HubAccess.of(environment, "") == access
 
 

@@ -40,7 +40,13 @@ def on_all(hub: StandInHub, hf_home: Path, model: str = TINY) -> dict:
 
 
 def loaded_bytes(hub: StandInHub) -> int:
-    names = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    names = (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
     return sum(len(hub.repositories[TINY].files[name]) for name in names)
 
 
@@ -59,14 +65,20 @@ def wait_for_bytes(hub: StandInHub, size: int) -> None:
         time.sleep(0.02)
 
 
-def test_weights_come_once_for_each_disk_and_not_a_second_time(nodes: Nodes, driver: Driver, hub: StandInHub) -> None:
+def test_weights_come_once_for_each_disk_and_not_a_second_time(
+    nodes: Nodes, driver: Driver, hub: StandInHub
+) -> None:
     provided = driver.order("provide", **on_all(hub, nodes.disk / "hf"))
     folder = Path(provided["folder"])
     for seen in (folder, nodes.on_apart(folder)):
         assert (seen / "model.safetensors").read_bytes() == hub.repositories[TINY].files["model.safetensors"]
     assert hub.bytes_served == 2 * loaded_bytes(hub)
     assert provided["told"][0] == [f"looking for {TINY}", 0, 0]
-    assert provided["told"][-1] == [f"fetching {TINY} on 2 nodes", 2 * loaded_bytes(hub), 2 * loaded_bytes(hub)]
+    assert provided["told"][-1] == [
+        f"fetching {TINY} on 2 nodes",
+        2 * loaded_bytes(hub),
+        2 * loaded_bytes(hub),
+    ]
     for cache in (nodes.disk / "hf" / "hub", nodes.on_apart(nodes.disk / "hf" / "hub")):
         assert not list(cache.glob(".local_vllm-probe-*"))
     hub.forget()
@@ -94,7 +106,9 @@ def test_an_error_names_the_node(nodes: Nodes, driver: Driver, hub: StandInHub) 
     assert refused.startswith(f"on {FIRST}: {TINY} is gated")
 
 
-def test_a_download_that_is_cancelled_ends_everywhere_at_once(nodes: Nodes, driver: Driver, hub: StandInHub) -> None:
+def test_a_download_that_is_cancelled_ends_everywhere_at_once(
+    nodes: Nodes, driver: Driver, hub: StandInHub
+) -> None:
     hub.faults.bytes_per_s = 150_000
     cancelled = driver.order("cancel", **on_all(hub, nodes.disk / "cancelled"), seconds=4)
     assert cancelled["cancelled"]
