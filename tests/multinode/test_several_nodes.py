@@ -1,0 +1,95 @@
+"""Real engines over nodes of two GPUs each, under a head that has none: the seeds' two-node topologies, made small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+import pytest
+from namespace_cluster import HEAD, NamespaceCluster, namespace_cluster
+from ng_run_process import GONE_WITHIN_S, until
+from several_nodes import (
+    Engine,
+    SeveralNodes,
+    check_answers,
+    check_network,
+    check_placement,
+    check_ranks_worked,
+    left_on,
+    several_nodes,
+)
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
+
+GPUS = {HEAD: 0, "n1": 2, "n2": 2, "n3": 2, "n4": 2, "n5": 2, "n6": 2}
+RUNS = {
+    "engines over two nodes each": {
+        "strict_dp2_tp2": Engine(2, 2, 1, "strict", (2, 2)),
+        "span_tp4": Engine(1, 4, 1, "span", (2, 2)),
+        "span_pp2_tp2": Engine(1, 2, 2, "span", (2, 2)),
+    },
+    "two instances": {
+        "left": Engine(1, 2, 1, "strict", (2,)),
+        "right": Engine(1, 2, 1, "strict", (2,)),
+    },
+}
+
+WHO_IS_HEAD = """
+import json
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from local_vllm.cluster.head_node import head_node
+
+@ray.remote(num_cpus=0)
+def here():
+    head = head_node()
+    return head.address, head.is_here
+
+there = lambda node: NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+asked = {node["NodeManagerAddress"]: here.options(scheduling_strategy=there(node)).remote() for node in ray.nodes()}
+print(json.dumps({address: ray.get(answer, timeout=50) for address, answer in asked.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[NamespaceCluster]:
+    with namespace_cluster(GPUS) as up:
+        yield up
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def nodes(
+    request: pytest.FixtureRequest, cluster: NamespaceCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SeveralNodes]:
+    with several_nodes(cluster, tmp_path_factory.mktemp("run"), RUNS[request.param]) as started:
+        yield started
+
+
+def test_every_process_is_on_the_node_that_was_planned_for_it(nodes: SeveralNodes) -> None:
+    check_placement(nodes)
+
+
+def test_no_address_is_loopback_and_no_proxy_is_asked(nodes: SeveralNodes) -> None:
+    check_network(nodes)
+
+
+def test_engines_over_nodes_give_the_tokens_of_one_process(
+    nodes: SeveralNodes, one_process: Mapping[str, dict]
+) -> None:
+    check_answers(nodes, one_process)
+    check_ranks_worked(nodes)
+
+
+def test_a_run_that_is_over_leaves_nothing_on_any_node(nodes: SeveralNodes) -> None:
+    if "left" in nodes.engines:
+        nodes.run.process.kill()
+        nodes.run.process.wait(5)
+    else:
+        assert nodes.run.stop() == 0
+        # Ray kills vLLM's workers, which then cannot remove their shared memory.
+        assert [left for left in nodes.run.leftovers() if "/dev/shm" not in left] == []
+    assert until(lambda: not left_on(nodes), 2 * GONE_WITHIN_S), left_on(nodes)
+
+
+def test_every_node_knows_the_head_and_whether_it_is_there(cluster: NamespaceCluster) -> None:
+    told = json.loads(cluster.ask_ray(WHO_IS_HEAD))
+    assert told == {node.address: [cluster.head.address, name == HEAD] for name, node in cluster.nodes.items()}
