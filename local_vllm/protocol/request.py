@@ -132,6 +132,7 @@ class OpenAIFields(Struct, kw_only=True, gc=False):
     n: Literal[1] | None = None
     stream_options: Raw | UnsetType = UNSET
     access_programs: Raw | UnsetType = UNSET
+    background_options: Raw | UnsetType = UNSET
     context_management: Raw | UnsetType = UNSET
     image: Raw | UnsetType = UNSET
     moderation: Raw | UnsetType = UNSET

@@ -7,6 +7,7 @@ What runs on the cluster is left to the tests. Needs root and iproute2.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import secrets
@@ -16,13 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from local_vllm.processes import tree
 from local_vllm.processes.guarded import Guarded
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 
 # Namespaces and devices of tests begin with this; the pid that follows says whose they are.
 PREFIX = "lvt"
@@ -76,6 +84,16 @@ class Node:
     def run(self, *command: str) -> str:
         """What a command prints there."""
         return subprocess.run([*self.prefix, *command], capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def call(self, work: Callable[..., T], *arguments: object) -> T:
+        """What `work` returns in a thread of this process whose connections begin on this node."""
+        with ThreadPoolExecutor(1, initializer=self._enter) as thread:
+            return thread.submit(work, *arguments).result()
+
+    def _enter(self) -> None:
+        with open(f"/run/netns/{self.namespace}") as namespace:
+            if _libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), f"the namespace {self.namespace} cannot be entered")
 
 
 @dataclass(frozen=True, slots=True)

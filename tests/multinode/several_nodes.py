@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 from engine_answers import WEATHER
-from namespace_cluster import DEAD_PROXY, NamespaceCluster, Node
+from namespace_cluster import DEAD_PROXY, HEAD, NamespaceCluster, Node
 from ng_run_process import NgRun, command_line, running
 
 MODEL = "local-vllm-default"
@@ -105,12 +105,23 @@ class Engine:
 
 @dataclass(frozen=True)
 class SeveralNodes:
-    """A run that was started on a head node without GPUs, and its engines on the other nodes."""
+    """A run that was started on a head node without GPUs, and its engines on the other nodes.
+
+    `http_host` is None for a run that has the default: only processes on the head node reach it.
+    """
 
     cluster: NamespaceCluster
     run: NgRun
     engines: Mapping[str, Engine]
+    http_host: str | None
     record: dict = field(repr=False)
+
+    def check(self, what: Callable[..., None], *arguments: object) -> None:
+        """Call a check where the run can be reached."""
+        if self.http_host is None:
+            self.cluster.head.call(what, self, *arguments)
+        else:
+            what(self, *arguments)
 
     def placed(self, server: str) -> list[list[tuple[str, int]]]:
         """The address and GPUs of each slot of each data-parallel rank, as the run's record has them."""
@@ -124,15 +135,20 @@ class SeveralNodes:
 
 
 @contextmanager
-def several_nodes(cluster: NamespaceCluster, folder: Path, engines: Mapping[str, Engine]) -> Iterator[SeveralNodes]:
-    """Start `ng_run` on the head node, reached from this machine as from another one."""
+def several_nodes(
+    cluster: NamespaceCluster, folder: Path, engines: Mapping[str, Engine], http_host: str | None
+) -> Iterator[SeveralNodes]:
+    """Start `ng_run` on the head node; with an `http_host` it is reached from this machine, as from another one."""
     config = {name: engine.config() for name, engine in engines.items()}
     (folder / "engines.yaml").write_text(json.dumps(config))
-    words = ["+config_paths=[engines.yaml]", f"+ray_address={cluster.ray_address}", "++http_host=0.0.0.0"]
     head = cluster.head
-    more = {"prefix": head.prefix, "environment": cluster.environment, "host": head.address}
+    words = ["+config_paths=[engines.yaml]", f"+ray_address={cluster.ray_address}"]
+    more: dict = {"prefix": head.prefix, "environment": cluster.environment}
+    if http_host is not None:
+        words.append(f"++http_host={http_host}")
+        more["host"] = head.address
     with running(folder, *words, deadline_s=START_DEADLINE_S, **more) as run:
-        yield SeveralNodes(cluster, run, engines, run.record())
+        yield SeveralNodes(cluster, run, engines, http_host, run.record())
 
 
 def check_answers(nodes: SeveralNodes, expected: Mapping[str, dict], names: Iterable[str] = QUESTIONS) -> None:
@@ -179,20 +195,34 @@ def check_placement(nodes: SeveralNodes) -> None:
 
 def check_network(nodes: SeveralNodes) -> None:
     """No address that leaves a node is loopback, and gloo uses each node's own interface, whatever its name."""
-    for text in (json.dumps(nodes.record), *map(nodes.engine_url, nodes.engines)):
+    told = [nodes.engine_url(server) for server in nodes.engines]
+    if nodes.http_host is not None:
+        told.append(json.dumps(nodes.record))
+    for text in told:
         assert "127.0.0.1" not in text and "localhost" not in text, text
     for node in nodes.cluster.nodes.values():
         processes = processes_of_engines(node)
-        pids = {process.pid for process in processes}
-        sockets = [line.split() for line in node.run("ss", "-ltnpH").splitlines()]
-        listening = {
-            words[3].rpartition(":")[0]
-            for words in sockets
-            if pids & set(map(int, re.findall(r"pid=(\d+)", words[-1])))
-        }
+        listening = listened_addresses(node, {process.pid for process in processes})
         assert listening <= {node.address, "*", "0.0.0.0", "[::]"}, (node.name, listening)
         for process in processes:
             assert process.environ()["http_proxy"] == DEAD_PROXY, "the proxy was there to be fallen for"
+
+
+def check_replicas(nodes: SeveralNodes) -> None:
+    """The replicas of a run that listens on loopback are all on the head node; the ingress always is."""
+    lines = {name: list(map(_line, node.pids())) for name, node in nodes.cluster.nodes.items()}
+    replicas = {name for name, found in lines.items() if any("ServeReplica" in line for line in found)}
+    assert replicas
+    assert nodes.http_host is not None or replicas == {HEAD}
+    assert {name for name, found in lines.items() if any("bin/haproxy" in line for line in found)} == {HEAD}
+
+
+def listened_addresses(node: Node, pids: set[int]) -> set[str]:
+    """The addresses on which processes of a node listen."""
+    sockets = [line.split() for line in node.run("ss", "-ltnpH").splitlines()]
+    return {
+        words[3].rpartition(":")[0] for words in sockets if pids & set(map(int, re.findall(r"pid=(\d+)", words[-1])))
+    }
 
 
 def processes_of_engines(node: Node) -> list[psutil.Process]:
@@ -217,7 +247,7 @@ def left_on(nodes: SeveralNodes) -> list[str]:
     """What a run that is over has left on the nodes: processes, Serve's ingress, actors, GPUs that are not free."""
     cluster = nodes.cluster
     left = [f"{node.name}: {command_line(p)}" for node in cluster.nodes.values() for p in processes_of_engines(node)]
-    left += [command_line(psutil.Process(pid)) for pid in cluster.head.pids() if "haproxy" in _line(pid)]
+    left += [line for line in map(_line, cluster.head.pids()) if "bin/haproxy" in line]
     state = cluster.ask_ray(
         "from local_vllm.cluster.nodes import read_cluster\n"
         "print(read_cluster().gpus_free, [a['name'] for a in ray.util.list_named_actors(all_namespaces=True)])"

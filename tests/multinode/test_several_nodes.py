@@ -15,6 +15,7 @@ from several_nodes import (
     check_network,
     check_placement,
     check_ranks_worked,
+    check_replicas,
     left_on,
     several_nodes,
 )
@@ -22,16 +23,23 @@ from several_nodes import (
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 GPUS = {HEAD: 0, "n1": 2, "n2": 2, "n3": 2, "n4": 2, "n5": 2, "n6": 2}
+# Each with the address that it listens on; None is the default, loopback.
 RUNS = {
-    "engines over two nodes each": {
-        "strict_dp2_tp2": Engine(2, 2, 1, "strict", (2, 2)),
-        "span_tp4": Engine(1, 4, 1, "span", (2, 2)),
-        "span_pp2_tp2": Engine(1, 2, 2, "span", (2, 2)),
-    },
-    "two instances": {
-        "left": Engine(1, 2, 1, "strict", (2,)),
-        "right": Engine(1, 2, 1, "strict", (2,)),
-    },
+    "engines over two nodes each": (
+        "0.0.0.0",
+        {
+            "strict_dp2_tp2": Engine(2, 2, 1, "strict", (2, 2)),
+            "span_tp4": Engine(1, 4, 1, "span", (2, 2)),
+            "span_pp2_tp2": Engine(1, 2, 2, "span", (2, 2)),
+        },
+    ),
+    "two instances": (
+        None,
+        {
+            "left": Engine(1, 2, 1, "strict", (2,)),
+            "right": Engine(1, 2, 1, "strict", (2,)),
+        },
+    ),
 }
 
 WHO_IS_HEAD = """
@@ -60,23 +68,28 @@ def cluster() -> Iterator[NamespaceCluster]:
 def nodes(
     request: pytest.FixtureRequest, cluster: NamespaceCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SeveralNodes]:
-    with several_nodes(cluster, tmp_path_factory.mktemp("run"), RUNS[request.param]) as started:
+    http_host, engines = RUNS[request.param]
+    with several_nodes(cluster, tmp_path_factory.mktemp("run"), engines, http_host) as started:
         yield started
 
 
 def test_every_process_is_on_the_node_that_was_planned_for_it(nodes: SeveralNodes) -> None:
-    check_placement(nodes)
+    nodes.check(check_placement)
 
 
-def test_no_address_is_loopback_and_no_proxy_is_asked(nodes: SeveralNodes) -> None:
-    check_network(nodes)
+def test_no_engine_is_known_by_loopback_and_no_proxy_is_asked(nodes: SeveralNodes) -> None:
+    nodes.check(check_network)
+
+
+def test_the_ingress_is_on_the_head_node_and_what_only_loopback_leads_to_is_there_too(nodes: SeveralNodes) -> None:
+    nodes.check(check_replicas)
 
 
 def test_engines_over_nodes_give_the_tokens_of_one_process(
     nodes: SeveralNodes, one_process: Mapping[str, dict]
 ) -> None:
-    check_answers(nodes, one_process)
-    check_ranks_worked(nodes)
+    nodes.check(check_answers, one_process)
+    nodes.check(check_ranks_worked)
 
 
 def test_a_run_that_is_over_leaves_nothing_on_any_node(nodes: SeveralNodes) -> None:

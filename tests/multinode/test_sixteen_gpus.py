@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeveralNodes]:
     with namespace_cluster({HEAD: 0, "n1": 8, "n2": 8}) as cluster:
         engines = {"span_tp16": Engine(1, 16, 1, "span", (8, 8))}
-        with several_nodes(cluster, tmp_path_factory.mktemp("run"), engines) as started:
+        with several_nodes(cluster, tmp_path_factory.mktemp("run"), engines, "0.0.0.0") as started:
             yield started
 
 

@@ -28,7 +28,7 @@ from local_vllm.cluster.machine import free_ports
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 STAND_IN = Path(__file__).parent / "stand_in"
-RACES = int(os.environ.get("LOCAL_VLLM_RACES", "2"))
+RACES = int(os.environ.get("LOCAL_VLLM_RACES", "1"))
 REAL_RACES = int(os.environ.get("LOCAL_VLLM_REAL_RACES", "1"))
 SETTLED_WITHIN_S = 240
 
@@ -139,7 +139,7 @@ def test_a_run_waits_for_one_that_is_launching_and_takes_over_when_that_is_kille
         "asyncio.run(hold())"
     )
     with held_by(stand_in_cluster, hold) as holder, racers(stand_in_cluster, tmp_path, size=1, names=["left"]) as (run,):
-        assert until(lambda: "waiting for a run that hangs" in run.text(), 60), run.text()
+        assert until(lambda: "waiting for a run that hangs" in run.text(), SETTLED_WITHIN_S), run.text()
         time.sleep(1)
         assert READY not in run.text()
         holder.kill()

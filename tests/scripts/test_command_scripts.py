@@ -31,6 +31,7 @@ def clone(tmp_path: Path) -> Path:
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / SETUP, tmp_path / SETUP)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(ROOT / "scripts/tested-versions-cpu.txt", tmp_path / "scripts")
     return tmp_path
 
 

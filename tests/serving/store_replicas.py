@@ -1,6 +1,6 @@
 """The program of test_shared_store: a run with its stores, and replicas of it in processes of their own.
 
-Prints what it saw as one line of JSON.
+Writes what it saw as JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import ray
 
@@ -85,15 +86,16 @@ def watch(setting: StoreSetting) -> dict[str, object]:
     return seen
 
 
-def main(path: str) -> None:
+def main(path: str, seen_path: str) -> None:
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     settings = [StoreSetting(), StoreSetting(path)]
     with store_hosts(RUN, settings):
         seen = {setting.kind == "memory": watch(setting) for setting in settings}
     left = [name["name"] for name in ray.util.list_named_actors(all_namespaces=True)]
-    print(json.dumps({"memory": seen[True], "sqlite": seen[False], "left": left}))
+    # Not printed: Ray writes there too, of the processes that were killed.
+    Path(seen_path).write_text(json.dumps({"memory": seen[True], "sqlite": seen[False], "left": left}))
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -19,16 +19,16 @@ pytestmark = pytest.mark.timeout(240)
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     program = Path(__file__).with_name("store_replicas.py")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    path = tmp_path_factory.mktemp("store") / "responses.db"
+    folder = tmp_path_factory.mktemp("store")
     done = subprocess.run(
-        [sys.executable, str(program), str(path)],
+        [sys.executable, str(program), str(folder / "responses.db"), str(folder / "seen.json")],
         env=inherited | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads((folder / "seen.json").read_text())
 
 
 @pytest.fixture(params=["memory", "sqlite"])
