@@ -13,37 +13,37 @@ from ng_run_process import KEY, NgRun, running, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
-SETTINGS = "++policy_model.responses_api_models.local_vllm_model"
 RUNNING = "vllm:num_requests_running{"
 # Enough to go on for some seconds.
 MANY_WORDS = 100
 
 TOPOLOGIES = {
-    "DP=2": {"data_parallel_size": 2},
-    "TP=2": {"tensor_parallel_size": 2},
-    "PP=2": {"pipeline_parallel_size": 2},
-    "DP=2 TP=2": {"data_parallel_size": 2, "tensor_parallel_size": 2},
-    "TP=8": {"tensor_parallel_size": 8},
+    "dp2": {"data_parallel_size": 2},
+    "tp2": {"tensor_parallel_size": 2},
+    "pp2": {"pipeline_parallel_size": 2},
 }
 
 # One of them without vLLM's reasoning parser: the reasoning is then found in the text.
 WITHOUT_REASONING_PARSER = {
-    "TP=2": [
-        f"{SETTINGS}.vllm_serve_kwargs.reasoning_parser=null",
-        f"{SETTINGS}.vllm_serve_kwargs.default_chat_template_kwargs={{plain_answers: true}}",
-    ]
+    "tp2": {"reasoning_parser": "null", "default_chat_template_kwargs": "{plain_answers: true}"},
 }
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
-def test_an_engine_of_each_topology_answers_and_leaves_nothing(name: str, tmp_path: Path) -> None:
-    sizes = [f"{SETTINGS}.vllm_serve_kwargs.{size}={value}" for size, value in TOPOLOGIES[name].items()]
-    training = [f"{SETTINGS}.return_token_id_information=true", f"{SETTINGS}.api_key={KEY}"]
-    with running(tmp_path, *sizes, *training, *WITHOUT_REASONING_PARSER.get(name, [])) as run:
-        client = run.client()
-        check_text(client)
-        check_tool_call(client)
-        check_reasoning(client)
-        check_token_ids(client, engine_url(run, "policy_model"))
+
+def test_engines_of_three_topologies_share_a_node_and_leave_nothing(tmp_path: Path) -> None:
+    words = []
+    for name, sizes in TOPOLOGIES.items():
+        (tmp_path / f"{name}.yaml").write_text(SERVER.format(name=name, key=KEY, size=1))
+        for flag, value in (sizes | WITHOUT_REASONING_PARSER.get(name, {})).items():
+            words.append(f"++{name}.responses_api_models.local_vllm_model.vllm_serve_kwargs.{flag}={value}")
+    configs = ",".join(f"{name}.yaml" for name in TOPOLOGIES)
+    with running(tmp_path, f"+config_paths=[{configs}]", "+logical_gpus=8", *words) as run:
+        assert run.free_gpus_and_groups() == (2, 4), "each data-parallel rank has a placement group of its own"
+        for name in TOPOLOGIES:
+            client = run.client(name)
+            check_text(client)
+            check_tool_call(client)
+            check_reasoning(client)
+            check_token_ids(client, engine_url(run, name))
         assert KEY not in run.text()
         assert not any(KEY in " ".join(process.cmdline()) for process in run.processes())
         assert run.stop() == 0

@@ -22,7 +22,7 @@ from several_nodes import (
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
-GPUS = {HEAD: 0, "n1": 2, "n2": 2, "n3": 2, "n4": 2, "n5": 2, "n6": 2}
+GPUS = {HEAD: 0, "n1": 2, "n2": 2, "n3": 2, "n4": 2, "n5": 2, "n6": 2, "n7": 1, "n8": 1}
 # Each with the address that it listens on; None is the default, loopback.
 RUNS = {
     "engines over two nodes each": (
@@ -36,8 +36,8 @@ RUNS = {
     "two instances": (
         None,
         {
-            "left": Engine(1, 2, 1, "strict", (2,)),
-            "right": Engine(1, 2, 1, "strict", (2,)),
+            "left": Engine(1, 1, 1, "strict", (1,)),
+            "right": Engine(1, 1, 1, "strict", (1,)),
         },
     ),
 }
