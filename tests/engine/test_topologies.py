@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 RUNNING = "vllm:num_requests_running{"
 # Enough to go on for some seconds.
-MANY_WORDS = 100
+MANY_WORDS = 60
 
 TOPOLOGIES = {
     "dp2": {"data_parallel_size": 2},
@@ -54,7 +54,6 @@ def test_two_instances_of_tp_4_share_one_8_gpu_node(tmp_path: Path) -> None:
     for name in ("left", "right"):
         (tmp_path / f"{name}.yaml").write_text(SERVER.format(name=name, key=KEY, size=4))
     with running(tmp_path, "+config_paths=[left.yaml, right.yaml]", "+logical_gpus=8") as run:
-        run.keep_a_cpu_free_of_engines()
         assert run.free_gpus_and_groups() == (0, 2)
         for name in ("left", "right"):
             client = run.client(name)
@@ -62,6 +61,7 @@ def test_two_instances_of_tp_4_share_one_8_gpu_node(tmp_path: Path) -> None:
             check_tool_call(client)
             check_reasoning(client)
             check_token_ids(client, engine_url(run, name))
+        run.keep_a_cpu_free_of_engines()
         with ThreadPoolExecutor(1) as pool:
             long_answer = pool.submit(client.responses.create, model="local-vllm-default", input=f"REPEAT:{MANY_WORDS}")
             assert until(lambda: requests_running(run, "right") > 0, 20)
