@@ -11,27 +11,18 @@ from typing import Any
 
 import httpx
 import pytest
-from engine_answers import SERVER, WEATHER, engine_url
+from engine_answers import WEATHER, engine_url
 from event_grammar import check, parse
-from ng_run_process import KEY, NgRun, running, until
+from ng_run_process import NgRun, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 MODEL = "local-vllm-default"
 RUNNING = "vllm:num_requests_running{"
 GENERATED = "vllm:generation_tokens_total{"
-# Words that take the engine long, and nearly fill its context; nobody waits for the last of them.
+# Words that take the engine long; nobody waits for the last of them.
 MANY = 3500
 TWO_CALLS = [{"name": "get_weather", "arguments": {"city": city}} for city in ("Paris", "Oslo")]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
-    folder = tmp_path_factory.mktemp("streaming")
-    (folder / "policy_model.yaml").write_text(SERVER.format(name="policy_model", key=KEY, size=1))
-    with running(folder, "+config_paths=[policy_model.yaml]") as started:
-        started.keep_a_cpu_free_of_engines()
-        yield started
 
 
 def streamed(

@@ -67,6 +67,7 @@ class Question:
 QUESTIONS = {
     "text": Question("ECHO:Grüße"),
     "sampled": Question("FLIP:24", seed=7),
+    "few sampled": Question("FLIP:6", seed=7),
     "thought": Question("THINK:two and two|four"),
     "tool call": Question("What is the weather in Paris?", (WEATHER,)),
     "long": Question("REPEAT:40"),

@@ -47,5 +47,5 @@ def test_every_worker_is_on_the_node_that_was_planned_for_it(nodes: SeveralNodes
 
 
 def test_a_sample_gives_the_tokens_of_one_process(nodes: SeveralNodes, one_process: Mapping[str, dict]) -> None:
-    # Many workers that share a few cores take long for a token.
-    check_answers(nodes, one_process, ("text", "sampled"))
+    # Sixteen workers that share two cores take seconds for a token.
+    check_answers(nodes, one_process, ("few sampled",))
