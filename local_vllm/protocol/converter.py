@@ -221,7 +221,7 @@ class Converter:
         return kind(
             asked,
             peek_model(call.body) or "",
-            Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names, tokens=texts),
+            Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts),
             clock=self._clock,
             begins_after=splitter.begin_after if splitter else None,
             texts=texts,
@@ -237,7 +237,7 @@ class Converter:
             inside = opens_in_reasoning(message.content, tags=self._tags, unclosed=unclosed)
             splitter = ThinkSplitter(inside=inside, tags=self._tags)
         key = asked.response_id.removeprefix("resp_")
-        fold = Fold(key, splitter=splitter, custom_names=asked.toolbox.custom_names, tokens=texts)
+        fold = Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts)
         fold.add(message)
         fold.finish(cut_off=cut_off)
         return fold.items

@@ -4,9 +4,13 @@ Says of every delta which items it opened, grew and closed, so that events can b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from msgspec import Raw, Struct
 
 from local_vllm.protocol.chat import Delta, ToolCallDelta
+from local_vllm.protocol.chat_tools import Callee
 from local_vllm.protocol.items import (
     Growing,
     GrowingCall,
@@ -70,12 +74,12 @@ class Fold:
         key: str,
         *,
         splitter: ThinkSplitter | None = None,
-        custom_names: frozenset[str] = frozenset(),
+        callees: Mapping[str, Callee] = MappingProxyType({}),
         tokens: TokenTexts | None = None,
     ) -> None:
         self._key = key
         self._splitter = splitter
-        self._custom_names = custom_names
+        self._callees = callees
         self._tokens = tokens
         self._begun: list[Growing] = []
         self._done: dict[int, OutputItem] = {}
@@ -171,9 +175,10 @@ class Fold:
 
     def _new_call(self, call: ToolCallDelta) -> GrowingCall:
         name = (call.function.name if call.function else None) or ""
-        kind = GrowingCustomToolCall if name in self._custom_names else GrowingFunctionCall
+        callee = self._callees.get(name) or Callee(name)
+        kind = GrowingCustomToolCall if callee.is_custom else GrowingFunctionCall
         index = len(self._begun)
-        return kind(self._new_id(kind), index, call.id or f"call_{self._key}{index}", name)
+        return kind(self._new_id(kind), index, call.id or f"call_{self._key}{index}", callee)
 
     # ---- items
 

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from local_vllm.protocol.chat_tools import Callee
 from local_vllm.protocol.custom_input import CustomInput
 from local_vllm.protocol.tokens import Tokens
 
@@ -63,6 +64,7 @@ class FunctionCallItem(_WithTokens, tag="function_call", tag_field="type", gc=Fa
     name: str
     arguments: str
     status: Status
+    namespace: str | UnsetType = UNSET
 
 
 class CustomToolCallItem(_WithTokens, tag="custom_tool_call", tag_field="type", gc=False):
@@ -71,6 +73,7 @@ class CustomToolCallItem(_WithTokens, tag="custom_tool_call", tag_field="type", 
     name: str
     input: str
     status: Status
+    namespace: str | UnsetType = UNSET
 
 
 OutputItem = Message | ReasoningItem | FunctionCallItem | CustomToolCallItem
@@ -139,12 +142,13 @@ class GrowingReasoning(Growing):
 class GrowingCall(Growing):
     """A call of a tool. `text` is its arguments, or the input of a custom tool."""
 
-    __slots__ = ("call_id", "name")
+    __slots__ = ("call_id", "name", "namespace")
 
-    def __init__(self, id: str, index: int, call_id: str, name: str) -> None:
+    def __init__(self, id: str, index: int, call_id: str, callee: Callee) -> None:
         super().__init__(id, index)
         self.call_id = call_id
-        self.name = name
+        self.name = callee.name
+        self.namespace = callee.namespace
 
     @property
     def is_whole(self) -> bool:
@@ -160,21 +164,27 @@ class GrowingFunctionCall(GrowingCall):
         return _is_object(self.text)
 
     def begun(self) -> FunctionCallItem:
-        return FunctionCallItem(
-            id=self.id, call_id=self.call_id, name=self.name, arguments="", status="in_progress"
-        )
+        return self._written_as("", "in_progress")
 
     def item(self, status: Status) -> FunctionCallItem:
+        return self._written_as(self.text, status)
+
+    def _written_as(self, arguments: str, status: Status) -> FunctionCallItem:
         return FunctionCallItem(
-            id=self.id, call_id=self.call_id, name=self.name, arguments=self.text, status=status
+            id=self.id,
+            call_id=self.call_id,
+            name=self.name,
+            arguments=arguments,
+            status=status,
+            namespace=self.namespace,
         )
 
 
 class GrowingCustomToolCall(GrowingCall):
     __slots__ = ("_input", "_written")
 
-    def __init__(self, id: str, index: int, call_id: str, name: str) -> None:
-        super().__init__(id, index, call_id, name)
+    def __init__(self, id: str, index: int, call_id: str, callee: Callee) -> None:
+        super().__init__(id, index, call_id, callee)
         self._input = CustomInput()
         self._written: list[str] = []
 
@@ -190,13 +200,19 @@ class GrowingCustomToolCall(GrowingCall):
         return self._input.rest()
 
     def begun(self) -> CustomToolCallItem:
-        return CustomToolCallItem(
-            id=self.id, call_id=self.call_id, name=self.name, input="", status="in_progress"
-        )
+        return self._written_as("", "in_progress")
 
     def item(self, status: Status) -> CustomToolCallItem:
+        return self._written_as(self.text, status)
+
+    def _written_as(self, text: str, status: Status) -> CustomToolCallItem:
         return CustomToolCallItem(
-            id=self.id, call_id=self.call_id, name=self.name, input=self.text, status=status
+            id=self.id,
+            call_id=self.call_id,
+            name=self.name,
+            input=text,
+            status=status,
+            namespace=self.namespace,
         )
 
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct
 
 from local_vllm.errors import RequestError
 from local_vllm.protocol.chat import ChatMessage, FunctionCall, ToolCall
+from local_vllm.protocol.chat_tools import name_in_chat
 from local_vllm.protocol.content import assistant_text, input_content, with_audio
 from local_vllm.protocol.errors import missing
 from local_vllm.protocol.reasoning import THINK, Tags
@@ -182,7 +183,8 @@ class _Conversation:
             raise _wrong(f"Duplicate call_id '{item.call_id}'.", f"{where}.call_id")
         self.answered[item.call_id] = False
         turn = self._open_turn()
-        call = ToolCall(item.call_id, FunctionCall(item.name, arguments))
+        name = name_in_chat(item.namespace, item.name)
+        call = ToolCall(item.call_id, FunctionCall(name, arguments))
         if turn.tool_calls is UNSET:
             turn.tool_calls = [call]
         else:

@@ -1,47 +1,35 @@
-"""Tools and tool_choice of a Responses request -> chat's. A `custom` tool becomes a function of one string;
-tools that only OpenAI hosts are dropped and named, or refused.
+"""Tools of a Responses request -> chat's. A `custom` tool becomes a function of one string, a `namespace` the
+functions in it, each under a name of both; tools that only OpenAI hosts are dropped and named, or refused.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from local_vllm.errors import RequestError
+from local_vllm.protocol.chat_tools import (
+    CALLABLE,
+    Callee,
+    ChatTool,
+    Function,
+    check_hosted,
+    name_in_chat,
+    refusal_of_hosted,
+)
 from local_vllm.protocol.errors import missing, one_of
 from local_vllm.protocol.json_schema import check_schema
 from local_vllm.protocol.request import decode_part
+from local_vllm.protocol.tool_choice import ToolChoice, choose
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
-_HOSTED = frozenset(
-    {
-        "web_search",
-        "web_search_2025_08_26",
-        "web_search_preview",
-        "web_search_preview_2025_03_11",
-        "file_search",
-        "computer",
-        "computer_use",
-        "computer_use_preview",
-        "code_interpreter",
-        "image_generation",
-        "mcp",
-        "local_shell",
-        "shell",
-        "apply_patch",
-        "tool_search",
-        "namespace",
-        "programmatic_tool_calling",
-    }
-)
-_OWN = ("function", "custom")
 # Tools of more bytes than this are read anew each time rather than remembered.
 _LARGE = 128 << 10
-_MODES = ("none", "auto", "required")
 _CUSTOM_INPUT = Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},'
     b'"required":["input"],"additionalProperties":false}'
@@ -57,27 +45,7 @@ class Tool(Struct):
     parameters: Raw | UnsetType = UNSET
     strict: bool | None = None
     format: dict[str, Any] | None = None
-
-
-class ToolChoice(Struct):
-    """A tool_choice that is an object."""
-
-    type: str
-    name: str | None = None
-    mode: Literal["auto", "required"] | None = None
-    tools: list[ToolChoice] | None = None
-
-
-class Function(Struct, frozen=True):
-    name: str
-    description: str | UnsetType = UNSET
-    parameters: Raw | UnsetType = UNSET
-    strict: bool | UnsetType = UNSET
-
-
-class ChatTool(Struct, frozen=True):
-    function: Function
-    type: str = "function"
+    tools: list[Tool] | None = None
 
 
 class Toolbox(Struct, frozen=True):
@@ -85,12 +53,15 @@ class Toolbox(Struct, frozen=True):
 
     tools: tuple[ChatTool, ...] = ()
     choice: str | dict[str, Any] | None = None
-    custom_names: frozenset[str] = frozenset()
+    callees: Mapping[str, Callee] = {}
     dropped: tuple[str, ...] = ()
     echo: Raw | list[Raw] = Raw(b"[]")
 
 
 NO_TOOLS = Toolbox()
+
+# What one tool comes to: functions of the engine, each with what it stands for.
+_Functions = list[tuple[ChatTool, Callee | None]]
 
 _decode_tools = msgspec.json.Decoder(list[Tool] | None).decode
 _decode_raw_tools = msgspec.json.Decoder(list[Raw]).decode
@@ -112,16 +83,17 @@ def _read(tools_json: bytes, choice_json: bytes, hosted: str) -> Toolbox:
     chosen = decode_part(_decode_choice, choice, "tool_choice")
     if not given and chosen is None:
         return NO_TOOLS
-    functions = [_chat_tool(tool, position) for position, tool in enumerate(given or ())]
+    functions = [_functions(tool, f"tools[{position}]") for position, tool in enumerate(given or ())]
     dropped = tuple([tool.type for tool, made in zip(given or (), functions, strict=True) if made is None])
     if dropped and hosted == "refuse":
-        raise _hosted(dropped[0], f"tools[{functions.index(None)}].type")
-    kept = tuple([made for made in functions if made is not None])
-    usable, mode = _choose(chosen, kept)
+        raise refusal_of_hosted(dropped[0], f"tools[{functions.index(None)}].type")
+    named = [function for made in functions for function in made or ()]
+    callees = {tool.function.name: callee for tool, callee in named if callee is not None}
+    usable, mode = choose(chosen, tuple([tool for tool, _ in named]), callees)
     return Toolbox(
         usable,
         mode if usable else None,
-        frozenset([tool.name for tool in given or () if tool.type == "custom" and tool.name]),
+        callees,
         dropped,
         Raw(b"[]") if not given else _echo(tools, functions),
     )
@@ -131,39 +103,64 @@ def _read(tools_json: bytes, choice_json: bytes, hosted: str) -> Toolbox:
 _read_once = lru_cache(maxsize=256)(_read)
 
 
-def _echo(tools: Raw, functions: list[ChatTool | None]) -> Raw | list[Raw]:
+def _echo(tools: Raw, functions: Sequence[_Functions | None]) -> Raw | list[Raw]:
     if None not in functions:
         return tools
     return [raw for raw, made in zip(_decode_raw_tools(tools), functions, strict=True) if made is not None]
 
 
-# ---- tools
-
-
-def _chat_tool(tool: Tool, position: int) -> ChatTool | None:
+def _functions(tool: Tool, path: str) -> _Functions | None:
     """None for a tool that only OpenAI hosts."""
-    path = f"tools[{position}]"
-    if tool.type not in _OWN:
-        _check_hosted(tool.type, f"{path}.type")
+    if tool.type == "namespace":
+        return _functions_of_namespace(tool, path)
+    if tool.type not in CALLABLE:
+        check_hosted(tool.type, f"{path}.type")
         return None
-    if tool.name is None:
+    return [_function(tool, path)]
+
+
+def _functions_of_namespace(namespace: Tool, path: str) -> _Functions:
+    _check_name(namespace.name, path)
+    if namespace.tools is None:
+        raise missing(f"{path}.tools")
+    functions = []
+    for position, tool in enumerate(namespace.tools):
+        where = f"{path}.tools[{position}]"
+        if tool.type not in CALLABLE:
+            raise one_of(tool.type, CALLABLE, f"{where}.type")
+        functions.append(_function(tool, where, namespace.name))
+    return functions
+
+
+def _function(tool: Tool, path: str, namespace: str | None = None) -> tuple[ChatTool, Callee | None]:
+    own_name = _check_name(tool.name, path)
+    name = name_in_chat(namespace, own_name)
+    _check_name(name, path)
+    is_custom = tool.type == "custom"
+    callee = None
+    if is_custom or namespace is not None:
+        callee = Callee(own_name, UNSET if namespace is None else namespace, is_custom)
+    if is_custom:
+        return ChatTool(Function(name, _custom_description(tool), _CUSTOM_INPUT)), callee
+    function = Function(
+        name,
+        UNSET if tool.description is None else tool.description,
+        _parameters(tool, path),
+        UNSET if tool.strict is None else tool.strict,
+    )
+    return ChatTool(function), callee
+
+
+def _check_name(name: str | None, path: str) -> str:
+    if name is None:
         raise missing(f"{path}.name")
-    if not _NAME.fullmatch(tool.name):
+    if not _NAME.fullmatch(name):
         raise RequestError(
-            f"Invalid '{path}.name': expected 1 to 128 letters, digits, '_' and '-', got {tool.name!r}.",
+            f"Invalid '{path}.name': expected 1 to 128 letters, digits, '_' and '-', got {name!r}.",
             param=f"{path}.name",
             code="invalid_value",
         )
-    if tool.type == "custom":
-        return ChatTool(Function(tool.name, _custom_description(tool), _CUSTOM_INPUT))
-    return ChatTool(
-        Function(
-            tool.name,
-            UNSET if tool.description is None else tool.description,
-            _parameters(tool, path),
-            UNSET if tool.strict is None else tool.strict,
-        )
-    )
+    return name
 
 
 def _parameters(tool: Tool, path: str) -> Raw | UnsetType:
@@ -189,71 +186,3 @@ def _custom_description(tool: Tool) -> str | UnsetType:
         return UNSET if tool.description is None else tool.description
     syntax = (tool.format or {}).get("syntax", "")
     return f"{tool.description or ''}\n\n`input` has to match this {syntax} grammar:\n{grammar}".strip()
-
-
-# ---- tool_choice
-
-
-def _choose(
-    choice: str | ToolChoice | None, tools: tuple[ChatTool, ...]
-) -> tuple[tuple[ChatTool, ...], str | dict[str, Any] | None]:
-    """The tools that the engine may see, and chat's tool_choice."""
-    if choice is None:
-        return tools, None
-    if isinstance(choice, str):
-        return tools, _mode(choice, tools)
-    if choice.type == "allowed_tools":
-        return _allowed(choice, tools)
-    name = _named(choice, tools, "tool_choice")
-    return tools, {"type": "function", "function": {"name": name}}
-
-
-def _mode(choice: str, tools: tuple[ChatTool, ...]) -> str:
-    if choice not in _MODES:
-        raise one_of(choice, _MODES, "tool_choice")
-    if choice == "required" and not tools:
-        raise RequestError(
-            "'tool_choice' is 'required' but there is no tool that can be called.",
-            param="tool_choice",
-            code="invalid_value",
-        )
-    return choice
-
-
-def _allowed(choice: ToolChoice, tools: tuple[ChatTool, ...]) -> tuple[tuple[ChatTool, ...], str]:
-    for name in ("mode", "tools"):
-        if getattr(choice, name) is None:
-            raise missing(f"tool_choice.{name}")
-    named = [
-        _named(each, tools, f"tool_choice.tools[{position}]")
-        for position, each in enumerate(choice.tools or ())
-        if each.type in _OWN
-    ]
-    usable = tuple([tool for tool in tools if tool.function.name in named])
-    return usable, _mode(choice.mode or "auto", usable)
-
-
-def _named(choice: ToolChoice, tools: tuple[ChatTool, ...], path: str) -> str:
-    if choice.type not in _OWN:
-        _check_hosted(choice.type, f"{path}.type")
-        raise _hosted(choice.type, path)
-    if choice.name is None:
-        raise missing(f"{path}.name")
-    if all(tool.function.name != choice.name for tool in tools):
-        raise RequestError(
-            f"Tool choice '{choice.name}' not found in 'tools'.", param=path, code="invalid_value"
-        )
-    return choice.name
-
-
-def _check_hosted(kind: str, param: str) -> None:
-    if kind not in _HOSTED:
-        raise one_of(kind, (*_OWN, *sorted(_HOSTED)), param)
-
-
-def _hosted(kind: str, param: str) -> RequestError:
-    return RequestError(
-        f"The tool '{kind}' is hosted by OpenAI and not available here.",
-        param=param,
-        code="unsupported_value",
-    )
