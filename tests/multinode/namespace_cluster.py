@@ -162,7 +162,10 @@ def _network(gpus: Mapping[str, int]) -> Iterator[tuple[dict[str, Node], str]]:
         for number, node in enumerate(nodes.values()):
             _ip("netns", "add", node.namespace)
             undo.callback(_ip, "netns", "del", node.namespace)
-            _wire(node, bridge, f"{PREFIX}{os.getpid()}n{number}")
+            outer_end = f"{PREFIX}{os.getpid()}n{number}"
+            _wire(node, bridge, outer_end)
+            # By name: with its namespace it would go some time later, and the next cluster has the same names.
+            undo.callback(_ip, "link", "del", outer_end)
         yield nodes, f"{net}.254"
 
 
