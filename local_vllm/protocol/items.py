@@ -4,7 +4,7 @@ Which piece belongs to which item is left to `fold.py`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -150,6 +150,18 @@ class GrowingCall(Growing):
         self.name = callee.name
         self.namespace = callee.namespace
 
+    def begun(self) -> FunctionCallItem | CustomToolCallItem:
+        return self._written("", "in_progress")
+
+    def item(self, status: Status) -> FunctionCallItem | CustomToolCallItem:
+        return self._written(self.text, status)
+
+    def _written(self, text: str, status: Status) -> FunctionCallItem | CustomToolCallItem:
+        raise NotImplementedError
+
+    def _identity(self) -> dict[str, Any]:
+        return {"id": self.id, "call_id": self.call_id, "name": self.name, "namespace": self.namespace}
+
     @property
     def is_whole(self) -> bool:
         """Whether its arguments are a JSON object to the end: then nothing can follow."""
@@ -163,57 +175,31 @@ class GrowingFunctionCall(GrowingCall):
     def is_whole(self) -> bool:
         return _is_object(self.text)
 
-    def begun(self) -> FunctionCallItem:
-        return self._written_as("", "in_progress")
-
-    def item(self, status: Status) -> FunctionCallItem:
-        return self._written_as(self.text, status)
-
-    def _written_as(self, arguments: str, status: Status) -> FunctionCallItem:
-        return FunctionCallItem(
-            id=self.id,
-            call_id=self.call_id,
-            name=self.name,
-            arguments=arguments,
-            status=status,
-            namespace=self.namespace,
-        )
+    def _written(self, text: str, status: Status) -> FunctionCallItem:
+        return FunctionCallItem(arguments=text, status=status, **self._identity())
 
 
 class GrowingCustomToolCall(GrowingCall):
-    __slots__ = ("_input", "_written")
+    __slots__ = ("_input", "_json")
 
     def __init__(self, id: str, index: int, call_id: str, callee: Callee) -> None:
         super().__init__(id, index, call_id, callee)
         self._input = CustomInput()
-        self._written: list[str] = []
+        self._json: list[str] = []
 
     @property
     def is_whole(self) -> bool:
-        return _is_object("".join(self._written))
+        return _is_object("".join(self._json))
 
     def seen(self, piece: str) -> str:
-        self._written.append(piece)
+        self._json.append(piece)
         return self._input.feed(piece)
 
     def rest(self) -> str:
         return self._input.rest()
 
-    def begun(self) -> CustomToolCallItem:
-        return self._written_as("", "in_progress")
-
-    def item(self, status: Status) -> CustomToolCallItem:
-        return self._written_as(self.text, status)
-
-    def _written_as(self, text: str, status: Status) -> CustomToolCallItem:
-        return CustomToolCallItem(
-            id=self.id,
-            call_id=self.call_id,
-            name=self.name,
-            input=text,
-            status=status,
-            namespace=self.namespace,
-        )
+    def _written(self, text: str, status: Status) -> CustomToolCallItem:
+        return CustomToolCallItem(input=text, status=status, **self._identity())
 
 
 def _is_object(arguments: str) -> bool:

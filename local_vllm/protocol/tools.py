@@ -5,6 +5,7 @@ functions in it, each under a name of both; tools that only OpenAI hosts are dro
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -88,6 +89,7 @@ def _read(tools_json: bytes, choice_json: bytes, hosted: str) -> Toolbox:
     if dropped and hosted == "refuse":
         raise refusal_of_hosted(dropped[0], f"tools[{functions.index(None)}].type")
     named = [function for made in functions for function in made or ()]
+    _check_distinct(named)
     callees = {tool.function.name: callee for tool, callee in named if callee is not None}
     usable, mode = choose(chosen, tuple([tool for tool, _ in named]), callees)
     return Toolbox(
@@ -149,6 +151,19 @@ def _function(tool: Tool, path: str, namespace: str | None = None) -> tuple[Chat
         UNSET if tool.strict is None else tool.strict,
     )
     return ChatTool(function), callee
+
+
+def _check_distinct(named: _Functions) -> None:
+    """A tool of a namespace must not meet another under the name that the engine knows."""
+    names = Counter([tool.function.name for tool, _ in named])
+    for tool, callee in named:
+        name = tool.function.name
+        if callee is not None and callee.namespace is not UNSET and names[name] > 1:
+            raise RequestError(
+                f"Two of 'tools' come to the name {name!r}: rename one, or the namespace {callee.namespace!r}.",
+                param="tools",
+                code="invalid_value",
+            )
 
 
 def _check_name(name: str | None, path: str) -> str:

@@ -94,3 +94,15 @@ def test_a_namespace_that_is_none_is_refused(tool: dict, param: str) -> None:
     with pytest.raises(RequestError) as refused:
         sent(tools=[tool])
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"type": "function", "name": "crm__find"},
+        {"type": "namespace", "name": "crm", "tools": [FIND]},
+    ],
+)
+def test_tools_that_the_engine_could_not_tell_apart_are_refused(other: dict) -> None:
+    with pytest.raises(RequestError, match="Two of 'tools' come to the name 'crm__find'"):
+        sent(tools=[CRM, other])
