@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -146,12 +146,12 @@ class NgRun:
         On two CPUs they starve vLLM's API server for as long as they generate: it then sends no token, answers no
         /metrics and sees no client leave for up to half a minute (seen with vLLM 0.32, asked directly).
         """
-        most = os.sched_getaffinity(0)
-        most = most - {max(most)} or most
-        for process in self.processes():
-            if process.name().startswith(("ray::EngineCoreActor", "ray::RayWorkerProc")):
-                for thread in process.threads():
-                    os.sched_setaffinity(thread.id, most)
+        allowed = os.sched_getaffinity(0)
+        rest = allowed - {max(allowed)} or allowed
+        for process in self.named("ray::EngineCoreActor") + self.named("ray::RayWorkerProc"):
+            for thread in process.threads():
+                with suppress(ProcessLookupError):  # threads come and go
+                    os.sched_setaffinity(thread.id, rest)
 
     def end(self) -> None:
         """End it in any case, with everything below it."""
