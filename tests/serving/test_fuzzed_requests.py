@@ -1,6 +1,6 @@
 """Whatever a client sends, it gets an answer in time: never a 5xx, and OpenAI's error object on every 4xx.
 
-LOCAL_VLLM_FUZZ_S sets how long each test goes on; CI's share is short.
+LOCAL_VLLM_FUZZ_S sets how long each test goes on; CI's share is short. `pytest -s` shows what was answered.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ ANSWER_S = 5
 CHUNK = {"model": "m", "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
 STREAM = b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(CHUNK).encode()
 KINDS = {"invalid_request_error", "server_error"}
+STATUSES: Counter[int] = Counter()
 
 pytestmark = pytest.mark.timeout(3 * BUDGET_S + 120)
 fuzzed = settings(
@@ -85,6 +87,7 @@ def send(port: int, method: str, path: str, body: bytes | None) -> tuple[int, by
 
 
 def check(status: int, body: bytes, kind: str) -> None:
+    STATUSES[status] += 1
     assert status < 500, body
     if status >= 400:
         error = json.loads(body)["error"]
@@ -236,9 +239,11 @@ def a_path(port: int, method: str, parts: list[str], query: str) -> None:
 
 @pytest.mark.parametrize("examples", [a_request, a_damaged_body, a_path])
 def test_every_request_is_answered_in_time_and_never_with_a_5xx(port: int, examples: Callable[[int], None]) -> None:
+    STATUSES.clear()
     end = time.monotonic() + BUDGET_S
     while time.monotonic() < end:
         examples(port)
+    print(f"{examples.__name__}: {STATUSES.total()} requests, by status {dict(sorted(STATUSES.items()))}")
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"content":['])
