@@ -21,9 +21,11 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from local_vllm.config.apps import AppFolders
 from local_vllm.config.described import is_shape
 from local_vllm.config.files import chosen_files, label, read_env_file, read_files
 from local_vllm.config.findings import Findings
+from local_vllm.config.implementations import Implementations
 from local_vllm.config.names import (
     POLICY_MODEL,
     canonical_path,
@@ -76,16 +78,21 @@ def load_run_config(argv: Sequence[str], *, cwd: Path) -> RunConfig:
     tree = _merged([variables, *sources.values()])
     tree = _overridden(tree, overrides, findings)
     resolved = _with_described_cluster(_resolved(tree, findings), cwd, findings)
-    return _checked(resolved, names, tuple(sources), findings)
+    known = Implementations(AppFolders(cwd, tuple(sources)))
+    return _checked(resolved, names, tuple(sources), known, findings)
 
 
 def _checked(
-    resolved: dict[str, Any], names: Sequence[str], files: tuple[Path, ...], findings: Findings
+    resolved: dict[str, Any],
+    names: Sequence[str],
+    files: tuple[Path, ...],
+    known: Implementations,
+    findings: Findings,
 ) -> RunConfig:
     settings = check_globals({**resolved, "config_paths": names}, findings.problems)
-    servers = check_servers(resolved, findings.problems)
+    servers = check_servers(resolved, known, findings.problems)
     if not findings.incomplete:
-        check_references(resolved, findings.problems)
+        check_references(resolved, known, findings.problems)
     if settings:
         check_loops(servers, settings, findings.problems)
     problems = findings.sure()
@@ -179,7 +186,7 @@ def _merged(trees: Iterable[Mapping[str, Any]]) -> DictConfig:
 def _overridden(tree: DictConfig, overrides: Iterable[Override], findings: Findings) -> DictConfig:
     for override in overrides:
         plain = _plain(tree)
-        path = canonical_path(full_path((meant_by(override.path[0], plain), *override.path[1:])))
+        path = canonical_path(full_path((meant_by(override.path[0], plain), *override.path[1:]), plain))
         if message := unknown_name(path, plain):
             findings.add_absent(".".join(override.path), message)
         elif override.delete:

@@ -37,6 +37,11 @@ def shipped_configs() -> Path:
     return checkout / "configs" if checkout else PACKAGE / "configs"
 
 
+def environments() -> Path:
+    """The folder of the shipped agents and environments."""
+    return PACKAGE / "environments"
+
+
 def shipped_names() -> tuple[str, ...]:
     """The shipped configs, as one writes them in config_paths."""
     root = shipped_configs()
@@ -57,7 +62,7 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
 
 
 def _shipped_places(name: str) -> list[Path]:
-    roots = (shipped_configs(), PACKAGE / "environments")
+    roots = (shipped_configs(), environments())
     places = [roots[0] / name]
     for published, spellings in _PUBLISHED:
         if match := published.fullmatch(name):

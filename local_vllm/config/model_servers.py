@@ -125,7 +125,8 @@ class ServerReference(Settings):
     name: str = Field(description="Name of the server that is meant, or policy_model.")
 
 
-def _named(value: Any) -> Any:
+def named_server(value: Any) -> Any:
+    """A reference may be written as a name alone."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -337,7 +338,7 @@ class LocalVLLMModelProxySettings(ChatSettings):
 
     aliases: ClassVar = {}
 
-    model_server: Annotated[ServerReference, BeforeValidator(_named)] = Field(
+    model_server: Annotated[ServerReference, BeforeValidator(named_server)] = Field(
         description="The local_vllm_model whose engine answers, by name."
     )
 

@@ -45,9 +45,13 @@ def canonical_path(path: tuple[str, ...]) -> tuple[str, ...]:
     return (name, kind, implementation, key, *rest)
 
 
-def full_path(path: tuple[str, ...]) -> tuple[str, ...]:
+def full_path(path: tuple[str, ...], tree: Mapping[str, Any]) -> tuple[str, ...]:
     """`<server>.<implementation>.<key>` with the kind put in; any other path as it is."""
-    kind = implementations().get(path[1]) if len(path) > 1 else None
+    if len(path) < 2 or path[1] in KINDS:
+        return path
+    server = _mapping(tree.get(path[0]))
+    there = (kind for kind in KINDS if path[1] in _mapping(server.get(kind)))
+    kind = next(there, None) or implementations().get(path[1])
     return (path[0], kind, *path[1:]) if kind else path
 
 

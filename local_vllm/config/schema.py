@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
+from local_vllm.config.apps import settings_class
 from local_vllm.config.described import DescribedNodes, described_nodes, named_apart
 from local_vllm.config.model_servers import (
     ChatSettings,
@@ -56,7 +57,8 @@ AGENTS = "responses_api_agents"
 RESOURCES = "resources_servers"
 KINDS = (MODELS, AGENTS, RESOURCES)
 
-# Kind -> implementation -> what it can be told. A new implementation is a new line.
+# Kind -> implementation -> what it can be told. A new kind of model server is a new line; agents and resources
+# servers are apps, and say it themselves.
 REGISTRY: Mapping[str, Mapping[str, type[Settings]]] = {
     MODELS: {
         "local_vllm_model": LocalVLLMModelSettings,
@@ -70,7 +72,7 @@ REGISTRY: Mapping[str, Mapping[str, type[Settings]]] = {
 
 
 def implementations() -> dict[str, str]:
-    """Every implementation there is, with its kind."""
+    """Every kind of model server there is."""
     return {name: kind for kind, known in REGISTRY.items() for name in known}
 
 
@@ -141,12 +143,27 @@ GLOBAL_KEYS = frozenset(GlobalSettings.model_fields) | frozenset(GlobalSettings.
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """One server of a run. `settings` is the model that REGISTRY names for its kind and implementation."""
+    """One server of a run. `settings` are what its implementation can be told.
+
+    `app` is the file or module of an agent or a resources server; None for a model server.
+    """
 
     name: str
     kind: str
     implementation: str
     settings: Settings
+    app: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The class of an app's settings is made where the app is loaded, so it does not travel: its values do."""
+        if self.app is None:
+            return ServerConfig, (self.name, self.kind, self.implementation, self.settings)
+        return _with_app, (self.name, self.kind, self.implementation, self.settings.model_dump(), self.app)
+
+
+def _with_app(name: str, kind: str, implementation: str, told: dict[str, Any], app: str) -> ServerConfig:
+    settings = settings_class(app, kind).model_validate(told)
+    return ServerConfig(name, kind, implementation, settings, app)
 
 
 @dataclass(frozen=True, slots=True)

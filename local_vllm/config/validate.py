@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
+from local_vllm.config.apps import AppError
 from local_vllm.config.findings import REQUIRED
+from local_vllm.config.implementations import Implementations, names_of
 from local_vllm.config.names import POLICY_MODEL, PROXY, is_server, meant_by, policy_models
 from local_vllm.config.nearest import did_you_mean, nearest
 from local_vllm.config.schema import (
@@ -57,20 +59,22 @@ def check_globals(tree: Mapping[str, Any], problems: list[Problem]) -> GlobalSet
     return _check(GlobalSettings, given, "", problems)
 
 
-def check_servers(tree: Mapping[str, Any], problems: list[Problem]) -> tuple[ServerConfig, ...]:
+def check_servers(
+    tree: Mapping[str, Any], known: Implementations, problems: list[Problem]
+) -> tuple[ServerConfig, ...]:
     """The servers of the tree that have no problem, in its order; the problems of the others are appended."""
     return tuple(
         server
         for name, value in tree.items()
         if isinstance(value, Mapping) and name not in GLOBAL_KEYS
-        for server in _servers(name, value, problems)
+        for server in _servers(name, value, known, problems)
     )
 
 
-def check_references(tree: Mapping[str, Any], problems: list[Problem]) -> None:
+def check_references(tree: Mapping[str, Any], known: Implementations, problems: list[Problem]) -> None:
     """Appends every reference to a server that is not there, or is not of the kind that is asked for."""
     for name, kind, implementation, raw in _all_settings(tree):
-        for key, reference in _references(REGISTRY[kind].get(implementation), raw):
+        for key, reference in _references(_settings(known, kind, implementation, raw), raw):
             if message := _reference_problem(name, implementation, reference, tree):
                 problems.append(Problem(f"{name}.{kind}.{implementation}.{key}.name", message))
 
@@ -92,22 +96,32 @@ def check_loops(servers: tuple[ServerConfig, ...], settings: GlobalSettings, pro
                     problems.append(Problem(path, message))
 
 
-def _servers(name: str, value: Mapping[str, Any], problems: list[Problem]) -> Iterator[ServerConfig]:
+def _servers(
+    name: str, value: Mapping[str, Any], known: Implementations, problems: list[Problem]
+) -> Iterator[ServerConfig]:
     parts = _parts(name, value, problems)
     if len(parts) > 1:
         listed = " and ".join(implementation for _, implementation, _ in parts)
         problems.append(Problem(name, f"has {len(parts)} implementations, {listed}: keep one"))
         return
     for kind, implementation, raw in parts:
-        known = REGISTRY[kind].get(implementation)
         path = f"{name}.{kind}.{implementation}"
-        if known is None:
-            hint = did_you_mean(implementation, REGISTRY[kind])
-            problems.append(Problem(path, f"unknown implementation{hint}"))
-        elif not isinstance(raw, Mapping):
+        try:
+            model, app = known.settings(kind, implementation, raw), known.app(kind, implementation, raw)
+        except AppError as error:
+            problems.append(Problem(path, str(error)))
+            continue
+        if not isinstance(raw, Mapping):
             problems.append(Problem(path, f"must be a mapping of settings, not {raw!r}"))
-        elif (settings := _check(known, raw, path, problems)) is not None:
-            yield ServerConfig(name, kind, implementation, settings)
+        elif (settings := _check(model, raw, path, problems)) is not None:
+            yield ServerConfig(name, kind, implementation, settings, app)
+
+
+def _settings(known: Implementations, kind: str, implementation: str, raw: Any) -> type[Settings] | None:
+    try:
+        return known.settings(kind, implementation, raw)
+    except AppError:
+        return None  # reported with the servers
 
 
 def _parts(name: str, value: Mapping[str, Any], problems: list[Problem]) -> list[tuple[str, str, Any]]:
@@ -119,7 +133,7 @@ def _parts(name: str, value: Mapping[str, Any], problems: list[Problem]) -> list
         if kind not in KINDS:
             problems.append(Problem(f"{name}.{kind}", f"unknown key{_key_of_server_hint(kind, name, value)}"))
         elif not isinstance(implemented, Mapping) or not implemented:
-            known = ", ".join(REGISTRY[kind]) or "none yet"
+            known = ", ".join(names_of(kind))
             problems.append(Problem(f"{name}.{kind}", f"must name an implementation ({known})"))
         else:
             parts += [(kind, implementation, raw) for implementation, raw in implemented.items()]
@@ -223,10 +237,10 @@ def _references(
     model: type[Settings] | None, raw: Mapping[str, Any]
 ) -> Iterator[tuple[str, ServerReference]]:
     for key, field in model.model_fields.items() if model else ():
-        if field.annotation is ServerReference:
+        if isinstance(field.annotation, type) and issubclass(field.annotation, ServerReference):
             given = {"name": raw[key]} if isinstance(raw.get(key), str) else raw.get(key)
             try:
-                yield key, ServerReference.model_validate(given)
+                yield key, field.annotation.model_validate(given)
             except ValidationError:
                 continue  # reported with the other keys
 

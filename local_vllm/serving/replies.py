@@ -45,9 +45,19 @@ class StreamReply:
     status: int = 200
 
 
+class Refused(LocalVLLMError):
+    """A server of this process answered with an error, which goes on to the client as it is."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"refused with status {reply.status}: {reply.body[:500].decode(errors='replace')}")
+        self.reply = reply
+
+
 def failure_reply(error: Exception) -> Reply:
     """The table. What is no LocalVLLMError is our fault: it is logged whole, and answered without detail."""
     match error:
+        case Refused():
+            return error.reply
         case RequestError():
             return Reply(error.status, error_body(error))
         case EngineUnavailable():
