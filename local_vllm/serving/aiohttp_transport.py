@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import aiohttp
 from yarl import URL
@@ -60,15 +60,15 @@ class AiohttpTransport:
 
     @asynccontextmanager
     async def stream(
-        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts, *, method: str = "POST"
     ) -> AsyncIterator[EngineStream]:
         begun = time.monotonic()
         try:
-            answer = await self._begin_stream(url, body, headers, timeouts)
+            answer = await self._begin_stream(method, url, body, headers, timeouts)
         except ConnectionBroken:
             if time.monotonic() - begun > STALE_WITHIN_S:
                 raise
-            answer = await self._begin_stream(url, body, headers, timeouts)
+            answer = await self._begin_stream(method, url, body, headers, timeouts)
         try:
             async with answer:
                 yield EngineStream(answer.status, _content_type(answer), _pieces(answer))
@@ -76,11 +76,11 @@ class AiohttpTransport:
             raise _translated(error) from error
 
     async def _begin_stream(
-        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
+        self, method: str, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> aiohttp.ClientResponse:
-        limits = _in_pieces(timeouts)
+        call = partial(self._open().request, method, _parsed(url), headers=headers, timeout=_in_pieces(timeouts))
         try:
-            return await self._open().post(_parsed(url), data=body, headers=headers, timeout=limits)
+            return await call(data=body or None)
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
 

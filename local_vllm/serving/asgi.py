@@ -67,7 +67,7 @@ class Request:
         if message.get("more_body"):
             body = await self._rest_of_body(body)
         self.limits.check_size(len(body))
-        self._begin_to_watch()
+        self.watch_client()
         return body
 
     def _check_headers(self) -> None:
@@ -97,11 +97,12 @@ class Request:
             self.limits.check_size(len(body))
         return bytes(body)
 
-    def _begin_to_watch(self) -> None:
+    def watch_client(self) -> None:
+        """From now on the task that runs is cancelled when the client goes away; its body has been read."""
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch_client)
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin_to_watch)
 
-    def _watch_client(self) -> None:
+    def _begin_to_watch(self) -> None:
         self._watch = asyncio.get_running_loop().create_task(self._until_gone())
 
     async def _until_gone(self) -> None:

@@ -66,7 +66,7 @@ class Transport(Protocol):
     ) -> EngineAnswer: ...
 
     def stream(
-        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
+        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts, *, method: str = "POST"
     ) -> AbstractAsyncContextManager[EngineStream]: ...
 
     async def close(self) -> None: ...
@@ -109,13 +109,13 @@ class EngineClient:
 
     @asynccontextmanager
     async def stream(
-        self, endpoint: Endpoint, path: str, body: bytes, *, rank: int | None = None
+        self, endpoint: Endpoint, path: str, body: bytes, *, rank: int | None = None, method: str = "POST"
     ) -> AsyncIterator[EngineStream]:
-        """The same call, its answer in pieces. Reading a piece raises what `post` raises."""
+        """The same call, or one of another method, its answer in pieces. Reading one raises what `post` raises."""
         headers = self._headers(endpoint.api_key, rank)
         try:
             async with self._transport.stream(
-                endpoint.base_url + path, body, headers, self._timeouts
+                endpoint.base_url + path, body, headers, self._timeouts, method=method
             ) as answer:
                 yield answer._replace(chunks=self._read(answer.chunks, endpoint))
         except (NoConnection, ConnectionBroken, TimeoutError) as error:

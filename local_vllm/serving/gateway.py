@@ -26,10 +26,8 @@ from local_vllm.serving.asgi import (
     refuse_websocket,
 )
 from local_vllm.serving.endpoints import NotReady, Ready
-from local_vllm.serving.model_server import ModelServer, models_reply
+from local_vllm.serving.model_server import ModelServer, models_reply, stored_responses
 from local_vllm.serving.replies import Reply
-from local_vllm.serving.response_store import ResponseStore
-from local_vllm.serving.stored_responses import delete_response, get_input_items, get_response
 
 
 class Gateway:
@@ -46,8 +44,7 @@ class Gateway:
         self._limits = max((server.limits for server in servers), key=_size, default=Limits())
         self._routes: Routes = {
             "/v1/responses": {"POST": self._post_responses},
-            "/v1/responses/{id}": {"GET": self._get_response, "DELETE": self._delete_response},
-            "/v1/responses/{id}/input_items": {"GET": self._get_input_items},
+            **stored_responses(servers).routes(),
             "/v1/chat/completions": {"POST": self._post_chat_completions},
             "/v1/models": {"GET": self._get_models},
             "/health": {"GET": self._get_health},
@@ -99,19 +96,6 @@ class Gateway:
         known = ", ".join(dict.fromkeys(name for s in self._servers for name in (s.name, s.model)))
         message = f"The model {model!r} is not here. Known are: {known or 'none'}."
         return RequestError(message, status=404, param="model", code="model_not_found")
-
-    async def _get_response(self, request: Request) -> Answer:
-        return await get_response(request, self._stores())
-
-    async def _delete_response(self, request: Request) -> Answer:
-        return await delete_response(request, self._stores())
-
-    async def _get_input_items(self, request: Request) -> Answer:
-        return await get_input_items(request, self._stores())
-
-    def _stores(self) -> list[ResponseStore]:
-        """Those of the servers, each once: an id does not say whose it is."""
-        return list(dict.fromkeys(server.store for server in self._servers))
 
     async def _get_models(self, request: Request) -> Answer:
         return models_reply(self._servers)

@@ -33,9 +33,10 @@ from local_vllm.serving.client import EngineClient, EngineStream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
 from local_vllm.serving.lookups import Lookups
 from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply
+from local_vllm.serving.native_responses import NativeResponses
 from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_store
 from local_vllm.serving.sessions import Destination, Sessions
-from local_vllm.serving.stored_responses import delete_response, get_input_items, get_response
+from local_vllm.serving.stored_responses import StoredResponses
 from local_vllm.serving.streams import EVENT_STREAM, UNBUFFERED, ResponseStream
 
 # Keys that stand in every example and open nothing; any other is a secret.
@@ -61,7 +62,9 @@ class ModelServer:
         store: ResponseStore | None = None,
         audio: AudioFolder = AudioFolder(),
     ) -> None:
+        native: bool = False,
         self.name = name
+        """`native` engines speak the Responses API themselves, and keep their responses."""
         self.model = model
         self.created = int(time.time())
         self._source = source
@@ -71,14 +74,14 @@ class ModelServer:
         self.limits = limits
         self.store = store or open_store(StoreSetting())
         self._lookups = Lookups(self.store, audio)
+        self.native = NativeResponses(name, source, client, converter) if native else None
         self._warned = False
         self._routes = self._route_table()
 
     def _route_table(self) -> Routes:
         return {
             "/v1/responses": {"POST": self._post_responses},
-            "/v1/responses/{id}": {"GET": self._get_response, "DELETE": self._delete_response},
-            "/v1/responses/{id}/input_items": {"GET": self._get_input_items},
+            **stored_responses([self]).routes(),
             "/v1/chat/completions": {"POST": self._post_chat_completions},
             "/v1/models": {"GET": self._get_models},
             "/health": {"GET": self._get_health},
@@ -117,10 +120,23 @@ class ModelServer:
         keep = lambda answer: self._keep(call, supplied, body, answer)  # noqa: E731
         if call.settled is not None:
             return self._settled(call, keep)
-        to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
-        if call.stream:
-            return await self._stream_response(call, to, keep)
-        return await self._respond(call, to, keep)
+        respond = self._stream_response if call.stream else self._respond
+        return await self._ask(state, request, call, lambda to: respond(call, to, keep))
+
+    async def _ask(
+        self, state: Ready, request: Request, call: ChatCall, ask: Callable[[Destination], Awaitable[Answer]]
+    ) -> Answer:
+        """Ask the session's engine. One that cannot be reached has heard nothing, so another may be asked."""
+        others = len(state.endpoints) - 1
+        while True:
+            to = self._sessions.choose(state, request.headers, call.session_hint)
+            try:
+                return await ask(to)
+            except EngineUnavailable:
+                left = self._source.lost(to.endpoint)
+                if not others or isinstance(left, NotReady) or to.endpoint in left.endpoints:
+                    raise
+                state, others = left, others - 1
 
     def _keep(self, call: ChatCall, supplied: Supplied, body: bytes, answer: bytes) -> None:
         """Hand a response to the store; it is written while nobody waits."""
@@ -137,7 +153,7 @@ class ModelServer:
     async def _respond(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:
         engine = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)
         if engine.status != 200:
-            return self._failed(call, engine.status, engine.body, to)
+            return self._failed(call, engine.status, engine.body, to, keep)
         answer = self._converter.to_response(call, engine.body)
         if answer.needs_tokenize:
             answer = await self._with_prompt_ids(call, engine.body, to)
@@ -159,10 +175,10 @@ class ModelServer:
             opening = self._client.stream(to.endpoint, call.path, call.body, rank=to.rank)
             engine = await stack.enter_async_context(opening)
             if engine.status != 200:
-                return self._failed(call, engine.status, await _whole_body(engine), to)
+                return self._failed(call, engine.status, await _whole_body(engine), to, keep)
             answer = self._new_stream(engine, call, to, keep)
             if refused := await answer.open():
-                return self._failed(call, refused.status, refused.body, to)
+                return self._failed(call, refused.status, refused.body, to, keep)
             chunks = answer.chunks()
             stack.push_async_callback(chunks.aclose)
             return StreamReply(chunks, stack.pop_all(), EVENT_STREAM + to.headers)
@@ -219,6 +235,8 @@ class ModelServer:
         failure = self._converter.from_failure(call, status, body)
         if failure.status == 200 and call.stream:
             return Reply(200, events_of_whole(failure.body), EVENT_STREAM + to.headers)
+        if failure.status == 200 and keep is not None:
+            keep(failure.body)
         return Reply(failure.status, failure.body, JSON + to.headers)
 
     async def _post_responses(self, request: Request) -> Answer:
@@ -226,15 +244,6 @@ class ModelServer:
 
     async def _post_chat_completions(self, request: Request) -> Answer:
         return await self.chat_completions(request, await request.json_body())
-
-    async def _get_response(self, request: Request) -> Answer:
-        return await get_response(request, [self.store])
-
-    async def _delete_response(self, request: Request) -> Answer:
-        return await delete_response(request, [self.store])
-
-    async def _get_input_items(self, request: Request) -> Answer:
-        return await get_input_items(request, [self.store])
 
     async def _get_models(self, request: Request) -> Answer:
         return models_reply([self])
@@ -256,6 +265,12 @@ class ModelServer:
 
 def models_reply(servers: Sequence[ModelServer]) -> Reply:
     """One entry for each server that answers requests, in the order given."""
+def stored_responses(servers: Sequence[ModelServer]) -> StoredResponses:
+    """Those of all `servers`: an id does not say whose it is."""
+    stores = list(dict.fromkeys(server.store for server in servers))
+    return StoredResponses(stores, [server.native for server in servers if server.native is not None])
+
+
     entries = [_model_entry(server) for server in servers if isinstance(server.state(), Ready)]
     return Reply(200, msgspec.json.encode({"object": "list", "data": entries}))
 

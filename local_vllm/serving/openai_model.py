@@ -67,6 +67,7 @@ class OpenAIModel(ModelServer):
             sessions=replica.sessions(name),
             limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
             store=NoStore(),
+            native=True,
         )
 
     async def responses(self, request: Request, body: bytes) -> Answer:

@@ -40,10 +40,10 @@ class VLLMModel(ModelServer):
             store=replica.store(store_setting(settings)),
             audio=AudioFolder(settings.audio_root),
         )
-        self._is_native = settings.is_responses_native
+            native=settings.is_responses_native,
 
     async def responses(self, request: Request, body: bytes) -> Answer:
-        if self._is_native:
+        if self.native is not None:
             return await self._forward(request, body, self._converter.native.to_native)
         return await super().responses(request, body)
 

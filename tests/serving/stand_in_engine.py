@@ -33,7 +33,7 @@ def chat_answer(text: str) -> dict[str, Any]:
 
 
 class StandInEngine:
-    """Answers every POST with `body`, after `delay_s`; keeps what it was asked."""
+    """Answers everything with `body`, after `delay_s`, and keeps what it was asked; it has no metrics."""
 
     def __init__(self, text: str = "Hello") -> None:
         self.status = 200
@@ -49,7 +49,11 @@ class StandInEngine:
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         body = await _whole_body(receive)
         headers = {key.decode(): value.decode() for key, value in scope["headers"]}
-        self.asked.append({"path": scope["path"], "headers": headers, "body": json.loads(body)})
+        if scope["path"] == "/metrics":
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            return await send({"type": "http.response.body", "body": b""})
+        asked = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode()}
+        self.asked.append(asked | {"headers": headers, "body": json.loads(body or b"null")})
         if self.delay_s and await self._client_leaves(receive):
             return
         if self.chunks is not None:

@@ -188,6 +188,29 @@ async def test_where_nothing_is_stored_the_response_and_the_error_say_so(one_eng
             await ask(client, "two", previous_response_id=answer.id)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_that_was_too_long_is_stored_where_it_makes_a_response(
+    one_engine: StandInEngine, stream: bool
+) -> None:
+    message = "This model's maximum context length is 10 tokens. Your request contains 99 input tokens."
+    one_engine.status = 400
+    one_engine.body = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": 400}}).encode()
+    async with a_server(one_engine, context_overflow="incomplete") as client:
+        if stream:
+            events = [event async for event in await ask(client, "too long", stream=True)]
+            answer = events[-1].response
+        else:
+            answer = await ask(client, "too long")
+        assert await client.responses.retrieve(answer.id) == answer
+        unkept = await ask(client, "too long", store=False)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(unkept.id)
+        one_engine.status = 200
+        answers(one_engine, content="Hello")
+        await ask(client, "shorter", previous_response_id=answer.id)
+    assert told(one_engine) == [("user", "too long"), ("user", "shorter")]
+
+
 async def test_conversations_are_refused_with_what_to_do_instead(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="previous_response_id") as refused:
         await ask(client, "one", conversation="conv_1")
