@@ -55,7 +55,7 @@ async def applications(
                 await stack.enter_async_context(_removed_after(deployed, cluster, tenant))
             await in_thread(lambda: start_serve(config.settings, joined))
             stack.enter_context(deployment.stores())
-            targets = deployment.targets(deployed.gateway, on_head=ingress.on_head)
+            targets = deployment.targets(deployed.gateway, deployed.serve_url, on_head=ingress.on_head)
             await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
             keep(deployed)
         yield deployed

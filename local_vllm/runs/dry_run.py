@@ -24,7 +24,7 @@ from local_vllm.runs.engine_specs import NO_KEY, engine_specs, local_servers, to
 from local_vllm.runs.pictures import Picture
 from local_vllm.runs.preflight import joined_address, logical_gpus_problems
 from local_vllm.runs.record import ServerRecord, state_folder
-from local_vllm.runs.server_records import server_records
+from local_vllm.runs.server_records import server_records, server_url
 from local_vllm.runs.shell_text import shell_text
 
 RUN = "<date>-<time>-<run>"
@@ -98,7 +98,9 @@ def _engine(spec: EngineSpec, picture: Picture) -> str:
 
 def _other(record: ServerRecord, url: str) -> str:
     where = f" at {record.engine_url}" if record.engine_url else ""
-    return f"  {record.name}  {record.implementation}, {record.model}{where}\n    URL  {url}/{record.name}/v1"
+    answers = record.model or ", ".join(record.uses)
+    told = ", ".join(filter(None, (record.implementation, f"{answers}{where}")))
+    return f"  {record.name}  {told}\n    URL  {server_url(url, record)}"
 
 
 def _notes(specs: Sequence[EngineSpec], picture: Picture) -> Iterator[str]:

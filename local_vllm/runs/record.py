@@ -26,11 +26,12 @@ KEPT_LOGS = 20
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """One model server of a run.
+    """One server of a run.
 
     Attributes:
-        name, implementation, model: as in the configuration.
-        url: where it answers, ending in /v1.
+        name, implementation, model, kind: as in the configuration; no model where it is no model server.
+        uses: the servers that it refers to.
+        url: where it answers, ending in /v1 where it understands Responses.
         state: that of its engine ("starting", "healthy", ...); empty where the engine is not the run's.
         detail: what the engine is doing while it starts, or why it failed.
         engine_url: where the engine answers; empty until it does.
@@ -49,6 +50,8 @@ class ServerRecord:
     node_address: str = ""
     log_path: str = ""
     placement: Placement | None = None
+    kind: str = "responses_api_models"
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class RunRecord:
         ray_address: the cluster; private_cluster tells whether it is the run's own.
         serve_is_ours: Serve on that cluster was started by a run of ours, so the last one out ends it.
         applications: names in Ray Serve.
-        servers: the model servers, in config order.
+        servers: those of the configuration, in its order.
         cluster: its nodes as they were read when the servers had been placed, with the GPUs left free.
         host: the machine of the run; homes are shared, processes are not.
     """

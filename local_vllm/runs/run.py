@@ -25,7 +25,7 @@ from local_vllm.runs.engine_specs import engine_specs, topologies
 from local_vllm.runs.preflight import check_machine, joined_address
 from local_vllm.runs.progress import Progress
 from local_vllm.runs.record import RunRecord, keep_serve_logs, run_record
-from local_vllm.runs.server_records import server_records, with_status
+from local_vllm.runs.server_records import server_records, server_url, with_status
 from local_vllm.runs.signals import StopSignals
 from local_vllm.runs.table import servers_table
 from local_vllm.runs.threads import in_thread
@@ -165,7 +165,7 @@ class Run:
             serve_is_ours=deployed.serve_is_ours,
             applications=deployed.names,
             servers=tuple(
-                replace(server, url=f"{deployed.serve_url}/{server.name}/v1") for server in self.record.servers
+                replace(server, url=server_url(deployed.serve_url, server)) for server in self.record.servers
             ),
         )
 

@@ -1,4 +1,4 @@
-"""What a run's record says of its model servers: from the configuration, the plan, and each engine's status."""
+"""What a run's record says of its servers: from the configuration, the plan, and each engine's status."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import replace
 
 from local_vllm.config.redact import redacted
 from local_vllm.config.schema import (
+    MODELS,
+    RESOURCES,
     LocalVLLMModelProxySettings,
     OpenAIModelSettings,
     RunConfig,
     ServerConfig,
+    ServerReference,
     VLLMModelSettings,
 )
 from local_vllm.engine.spec import EngineSpec, EngineState, EngineStatus
@@ -24,7 +27,9 @@ def server_records(config: RunConfig, specs: Sequence[EngineSpec]) -> tuple[Serv
 
 
 def _server_record(server: ServerConfig, spec: EngineSpec | None) -> ServerRecord:
-    record = ServerRecord(server.name, server.implementation, _model(server), url="")
+    record = ServerRecord(
+        server.name, server.implementation, _model(server), url="", kind=server.kind, uses=_uses(server)
+    )
     if spec is None:
         return replace(record, engine_url=_engine_url(server))
     return replace(
@@ -43,7 +48,18 @@ def with_status(server: ServerRecord, status: EngineStatus) -> ServerRecord:
     return replace(server, state=str(status.state), detail=status.detail, engine_url=status.base_url)
 
 
+def server_url(serve_url: str, server: ServerRecord) -> str:
+    """Where a server answers: the root of its API, or of its tools."""
+    return f"{serve_url}/{server.name}" + ("" if server.kind == RESOURCES else "/v1")
+
+
+def _uses(server: ServerConfig) -> tuple[str, ...]:
+    return tuple(value.name for _, value in server.settings if isinstance(value, ServerReference))
+
+
 def _model(server: ServerConfig) -> str:
+    if server.kind != MODELS:
+        return ""
     if isinstance(server.settings, LocalVLLMModelProxySettings):
         return f"that of {server.settings.model_server.name}"
     return server.settings.model

@@ -60,10 +60,12 @@ class PlacementStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """One model server. What is not known yet, or is not the run's, is empty; `placement` is null then."""
+    """One server. What is not known yet, or is not the run's, is empty; `placement` is null then."""
 
     name: str
+    kind: str
     implementation: str
+    uses: tuple[str, ...]
     model: str
     state: str
     detail: str
@@ -174,7 +176,9 @@ def _run_status(record: RunRecord) -> RunStatus:
 def _server_status(server: ServerRecord) -> ServerStatus:
     return ServerStatus(
         name=server.name,
+        kind=server.kind,
         implementation=server.implementation,
+        uses=server.uses,
         model=server.model,
         state=server.state,
         detail=server.detail,

@@ -63,6 +63,7 @@ def _engine(server: ServerRecord) -> Iterator[str]:
 def _foreign(server: ServerRecord) -> Iterator[str]:
     yield f"{server.name}  {server.implementation}"
     yield from _field("model", server.model)
+    yield from _field("uses", ", ".join(server.uses))
     yield from _field("URL", server.url)
     yield from _field("engine", server.engine_url)
 

@@ -7,7 +7,7 @@ from rich.table import Table
 from local_vllm.plan.placement import Placement
 from local_vllm.runs.record import RunRecord
 
-HEADINGS = ("server", "implementation", "model", "topology", "nodes and GPUs", "URL")
+HEADINGS = ("server", "implementation", "model or servers used", "topology", "nodes and GPUs", "URL")
 
 
 def servers_table(run: RunRecord) -> Table:
@@ -18,7 +18,8 @@ def servers_table(run: RunRecord) -> Table:
     for server in run.servers:
         placement = server.placement
         topology, gpus = (topology_text(placement), gpus_text(placement)) if placement else ("", "")
-        table.add_row(server.name, server.implementation, server.model, topology, gpus, server.url)
+        answers = server.model or ", ".join(server.uses)
+        table.add_row(server.name, server.implementation, answers, topology, gpus, server.url)
     table.add_row("(gateway)", "", "by the request's model", "", "", f"{run.url}/v1")
     return table
 

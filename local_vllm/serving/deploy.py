@@ -11,12 +11,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from local_vllm.cluster.head_node import HEAD_RESOURCE
+from local_vllm.config.apps import load_app
 from local_vllm.config.schema import (
+    MODELS,
     ChatSettings,
     LocalVLLMModelProxySettings,
     LocalVLLMModelSettings,
@@ -30,6 +33,7 @@ from local_vllm.serving.gateway import Gateway
 from local_vllm.serving.local_vllm_model import LocalVLLMModel
 from local_vllm.serving.local_vllm_model_proxy import LocalVLLMModelProxy
 from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.neighbours import Neighbours
 from local_vllm.serving.openai_model import OpenAIModel
 from local_vllm.serving.replica import Replica, settle_memory
 from local_vllm.serving.shared_store import SharedStores, store_hosts
@@ -54,7 +58,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The model servers of a run, and the secret that signs their session cookies."""
+    """The servers of a run, and the secret that signs their session cookies."""
 
     servers: tuple[ServerConfig, ...]
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
@@ -81,9 +85,22 @@ class Deployment:
                 return OpenAIModel(name, settings, replica)
         raise TypeError(f"{name}: {type(config.settings).__name__} is no model server")
 
+    def app(self, name: str, serve_url: str) -> object:
+        """Build one agent or resources server. Called in the replica that is to run it."""
+        replica = self._replica()
+        neighbours = Neighbours(
+            make_model=lambda model: self._model_server(model, replica), make_app=self._app, serve_url=serve_url
+        )
+        return self._app(name, neighbours)
+
+    def _app(self, name: str, neighbours: Neighbours) -> object:
+        config = self._config(name)
+        return load_app(config.app, config.kind)(name, config.settings, neighbours)
+
     def gateway(self) -> Gateway:
         replica = self._replica()
-        return Gateway([self._model_server(config.name, replica) for config in self.servers])
+        models = (config for config in self.servers if config.kind == MODELS)
+        return Gateway([self._model_server(config.name, replica) for config in models])
 
     def stores(self) -> AbstractContextManager[None]:
         """Where the replicas' responses are kept. Entered in the process that owns the run, before there are any.
@@ -100,14 +117,19 @@ class Deployment:
     def _config(self, name: str) -> ServerConfig:
         return next(config for config in self.servers if config.name == name)
 
-    def targets(self, gateway: Mount, *, on_head: bool) -> list[serve.RunTarget]:
+    def targets(self, gateway: Mount, serve_url: str, *, on_head: bool) -> list[serve.RunTarget]:
         """The Serve applications, ready for `serve.run_many`; with `on_head` their replicas stay on the head node."""
-        targets = []
-        for config in self.servers:
-            make = lambda name=config.name: self.model_server(name)  # noqa: E731
-            targets.append(_target(Mount(config.name, f"/{config.name}"), make, workers(config), on_head))
-        replicas = max(map(workers, self.servers), default=1)
+        targets = [
+            _target(Mount(config.name, f"/{config.name}"), self._maker(config, serve_url), workers(config), on_head)
+            for config in self.servers
+        ]
+        replicas = max((workers(config) for config in self.servers if config.kind == MODELS), default=1)
         return [*targets, _target(gateway, self.gateway, replicas, on_head)]
+
+    def _maker(self, config: ServerConfig, serve_url: str) -> Callable[[], object]:
+        if config.kind == MODELS:
+            return partial(self.model_server, config.name)
+        return partial(self.app, config.name, serve_url)
 
     @property
     def server_names(self) -> tuple[str, ...]:

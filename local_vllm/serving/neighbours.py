@@ -62,11 +62,11 @@ class Neighbours:
     def __init__(
         self,
         make_model: Callable[[str], ModelServer],
-        make_resources: Callable[[str, Neighbours], object],
+        make_app: Callable[[str, Neighbours], object],
         serve_url: str,
     ) -> None:
         self._make_model = make_model
-        self._make_resources = make_resources
+        self._make_app = make_app
         self._serve_url = serve_url
         self._models: dict[str, Model] = {}
         self._resources: dict[str, object] = {}
@@ -77,7 +77,7 @@ class Neighbours:
 
     def resources(self, name: str) -> Any:
         """The resources server called `name`: an object of its own, apart from the application at its URL."""
-        return _once(self._resources, name, lambda: self._make_resources(name, self))
+        return _once(self._resources, name, lambda: self._make_app(name, self))
 
     def url(self, name: str) -> str:
         """Where the application of the server called `name` is, without a closing slash."""
