@@ -32,8 +32,8 @@ from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.client import EngineClient, EngineStream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
 from local_vllm.serving.lookups import Lookups
-from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply
 from local_vllm.serving.native_responses import NativeResponses
+from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply
 from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_store
 from local_vllm.serving.sessions import Destination, Sessions
 from local_vllm.serving.stored_responses import StoredResponses
@@ -61,10 +61,10 @@ class ModelServer:
         limits: Limits = Limits(),
         store: ResponseStore | None = None,
         audio: AudioFolder = AudioFolder(),
-    ) -> None:
         native: bool = False,
-        self.name = name
+    ) -> None:
         """`native` engines speak the Responses API themselves, and keep their responses."""
+        self.name = name
         self.model = model
         self.created = int(time.time())
         self._source = source
@@ -73,8 +73,8 @@ class ModelServer:
         self._sessions = sessions
         self.limits = limits
         self.store = store or open_store(StoreSetting())
-        self._lookups = Lookups(self.store, audio)
         self.native = NativeResponses(name, source, client, converter) if native else None
+        self._lookups = Lookups(self.store, audio)
         self._warned = False
         self._routes = self._route_table()
 
@@ -120,23 +120,10 @@ class ModelServer:
         keep = lambda answer: self._keep(call, supplied, body, answer)  # noqa: E731
         if call.settled is not None:
             return self._settled(call, keep)
-        respond = self._stream_response if call.stream else self._respond
-        return await self._ask(state, request, call, lambda to: respond(call, to, keep))
-
-    async def _ask(
-        self, state: Ready, request: Request, call: ChatCall, ask: Callable[[Destination], Awaitable[Answer]]
-    ) -> Answer:
-        """Ask the session's engine. One that cannot be reached has heard nothing, so another may be asked."""
-        others = len(state.endpoints) - 1
-        while True:
-            to = self._sessions.choose(state, request.headers, call.session_hint)
-            try:
-                return await ask(to)
-            except EngineUnavailable:
-                left = self._source.lost(to.endpoint)
-                if not others or isinstance(left, NotReady) or to.endpoint in left.endpoints:
-                    raise
-                state, others = left, others - 1
+        to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
+        if call.stream:
+            return await self._stream_response(call, to, keep)
+        return await self._respond(call, to, keep)
 
     def _keep(self, call: ChatCall, supplied: Supplied, body: bytes, answer: bytes) -> None:
         """Hand a response to the store; it is written while nobody waits."""
@@ -231,12 +218,15 @@ class ModelServer:
             headers = _content_type(answer.content_type) + UNBUFFERED + to.headers
             return StreamReply(answer.chunks, stack.pop_all(), headers)
 
-    def _failed(self, call: ChatCall, status: int, body: bytes, to: Destination) -> Reply:
+    def _failed(
+        self, call: ChatCall, status: int, body: bytes, to: Destination, keep: Keep | None = None
+    ) -> Reply:
+        """The engine's failure as OpenAI's. One that makes a response all the same is given to `keep`."""
         failure = self._converter.from_failure(call, status, body)
-        if failure.status == 200 and call.stream:
-            return Reply(200, events_of_whole(failure.body), EVENT_STREAM + to.headers)
         if failure.status == 200 and keep is not None:
             keep(failure.body)
+        if failure.status == 200 and call.stream:
+            return Reply(200, events_of_whole(failure.body), EVENT_STREAM + to.headers)
         return Reply(failure.status, failure.body, JSON + to.headers)
 
     async def _post_responses(self, request: Request) -> Answer:
@@ -263,14 +253,14 @@ class ModelServer:
         return Reply(200, msgspec.json.encode(_inner_config(state.endpoints)))
 
 
-def models_reply(servers: Sequence[ModelServer]) -> Reply:
-    """One entry for each server that answers requests, in the order given."""
 def stored_responses(servers: Sequence[ModelServer]) -> StoredResponses:
     """Those of all `servers`: an id does not say whose it is."""
     stores = list(dict.fromkeys(server.store for server in servers))
     return StoredResponses(stores, [server.native for server in servers if server.native is not None])
 
 
+def models_reply(servers: Sequence[ModelServer]) -> Reply:
+    """One entry for each server that answers requests, in the order given."""
     entries = [_model_entry(server) for server in servers if isinstance(server.state(), Ready)]
     return Reply(200, msgspec.json.encode({"object": "list", "data": entries}))
 

@@ -39,8 +39,8 @@ class VLLMModel(ModelServer):
             limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
             store=replica.store(store_setting(settings)),
             audio=AudioFolder(settings.audio_root),
-        )
             native=settings.is_responses_native,
+        )
 
     async def responses(self, request: Request, body: bytes) -> Answer:
         if self.native is not None:
