@@ -1,6 +1,7 @@
 """Where the engines of a model server are: an endpoint, and the sources that say which are there right now.
 
-How an engine of ours is asked is left to `engine_endpoints`; which endpoint a request takes, to `sessions`.
+How an engine of ours is asked is left to `engine_endpoints`, how somebody else's is looked after to
+`watched_endpoints`; which endpoint a request takes, to `sessions`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """At least one engine answers; new sessions may go to any of `endpoints`."""
+    """At least one engine answers. `waiting` has, for each of `endpoints`, how many requests wait at each of its
+    ranks: empty for one that does not tell, and empty as a whole where nobody looks. `down` is how many others
+    there are that cannot be reached now.
+    """
 
     endpoints: tuple[Endpoint, ...]
+    waiting: tuple[tuple[int, ...], ...] = ()
+    down: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,9 @@ class EndpointSource(Protocol):
 
     def current(self) -> Ready | NotReady: ...
 
+    def lost(self, endpoint: Endpoint) -> Ready | NotReady:
+        """Nobody could be reached at `endpoint` just now; gives what is `current` after this news."""
+
     async def start(self) -> None:
         """Begin whatever keeps `current` up to date."""
 
@@ -59,12 +68,15 @@ class EndpointSource(Protocol):
 
 
 class FixedEndpoints:
-    """Engines that somebody else runs, at addresses that the configuration gives."""
+    """Addresses that the configuration gives, and that nobody looks after."""
 
     def __init__(self, urls: Sequence[str], api_key: str, model: str) -> None:
         self._state = Ready(tuple(Endpoint(url.rstrip("/"), api_key, model) for url in urls))
 
     def current(self) -> Ready | NotReady:
+        return self._state
+
+    def lost(self, endpoint: Endpoint) -> Ready | NotReady:
         return self._state
 
     async def start(self) -> None:

@@ -1,15 +1,20 @@
-"""The endpoint of an engine of ours: asks the engine's Ray actor, and hears of every change as it happens."""
+"""The endpoint of an engine of ours: asks the engine's Ray actor, and hears of every change as it happens.
+
+How many requests wait at each of several ranks is asked of the engine itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 
 import ray
 
 from local_vllm.engine.spec import NAMESPACE, EngineState, EngineStatus, actor_name
 from local_vllm.serving.endpoints import Endpoint, NotReady, Ready
+from local_vllm.serving.engine_watch import EngineWatch
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +28,13 @@ class EngineEndpoints:
         self._server = server
         self._state: Ready | NotReady = NotReady("starting", f"{server}: the engine is being scheduled")
         self._watcher: asyncio.Task[None] | None = None
+        self._queues: EngineWatch | None = None
 
     def current(self) -> Ready | NotReady:
+        return self._state
+
+    def lost(self, endpoint: Endpoint) -> Ready | NotReady:
+        """The actor will tell by itself."""
         return self._state
 
     async def start(self) -> None:
@@ -36,6 +46,7 @@ class EngineEndpoints:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+        await self._watch_queues(None)
 
     async def _watch(self) -> None:
         while True:
@@ -45,7 +56,7 @@ class EngineEndpoints:
                 pass
             except Exception as error:  # noqa: BLE001 (whatever it is: this task has to go on)
                 logger.warning("%s: its engine is gone: %s", self._server, type(error).__name__)
-                self._state = NotReady("down", f"{self._server}: the engine is gone")
+                await self._settle(NotReady("down", f"{self._server}: the engine is gone"))
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _follow(self, actor: ray.actor.ActorHandle) -> None:
@@ -53,7 +64,26 @@ class EngineEndpoints:
         while True:
             status = await actor.watch.remote(version)
             version = status.version
-            self._state = endpoint_state(status)
+            await self._settle(endpoint_state(status))
+
+    async def _settle(self, state: Ready | NotReady) -> None:
+        self._state = state
+        several = isinstance(state, Ready) and state.endpoints[0].ranks > 1
+        await self._watch_queues(state.endpoints[0] if several else None)
+
+    async def _watch_queues(self, endpoint: Endpoint | None) -> None:
+        """Only ranks can be chosen from here; with one of them there is nothing to look for."""
+        if self._queues is not None and self._queues.endpoint == endpoint:
+            return
+        if self._queues is not None:
+            await self._queues.close()
+        self._queues = EngineWatch(endpoint, self._with_queues) if endpoint is not None else None
+        if self._queues is not None:
+            self._queues.start()
+
+    def _with_queues(self) -> None:
+        if isinstance(self._state, Ready) and self._queues is not None:
+            self._state = replace(self._state, waiting=(self._queues.waiting,))
 
 
 def endpoint_state(status: EngineStatus) -> Ready | NotReady:

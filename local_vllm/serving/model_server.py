@@ -6,11 +6,12 @@ What the bodies mean is left to the converter, where engines come from to the so
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
 
+from local_vllm.errors import EngineUnavailable
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall, Converter, tokenize_body
 from local_vllm.protocol.events import events_of_whole
@@ -120,10 +121,23 @@ class ModelServer:
         keep = lambda answer: self._keep(call, supplied, body, answer)  # noqa: E731
         if call.settled is not None:
             return self._settled(call, keep)
-        to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
-        if call.stream:
-            return await self._stream_response(call, to, keep)
-        return await self._respond(call, to, keep)
+        respond = self._stream_response if call.stream else self._respond
+        return await self._ask(state, request, call, lambda to: respond(call, to, keep))
+
+    async def _ask(
+        self, state: Ready, request: Request, call: ChatCall, ask: Callable[[Destination], Awaitable[Answer]]
+    ) -> Answer:
+        """Ask the session's engine. One that cannot be reached has heard nothing, so another may be asked."""
+        others = len(state.endpoints) - 1
+        while True:
+            to = self._sessions.choose(state, request.headers, call.session_hint)
+            try:
+                return await ask(to)
+            except EngineUnavailable:
+                left = self._source.lost(to.endpoint)
+                if not others or isinstance(left, NotReady) or to.endpoint in left.endpoints:
+                    raise
+                state, others = left, others - 1
 
     def _keep(self, call: ChatCall, supplied: Supplied, body: bytes, answer: bytes) -> None:
         """Hand a response to the store; it is written while nobody waits."""
@@ -197,10 +211,8 @@ class ModelServer:
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
         call = prepare(body, state.endpoints[0].model)
-        to = self._sessions.choose(state.endpoints, request.headers, call.session_hint)
-        if call.stream:
-            return await self._pass_stream_on(call, to)
-        return await self._pass_on(call, to)
+        pass_on = self._pass_stream_on if call.stream else self._pass_on
+        return await self._ask(state, request, call, lambda to: pass_on(call, to))
 
     async def _pass_on(self, call: ChatCall, to: Destination) -> Answer:
         answer = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)

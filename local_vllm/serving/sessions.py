@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from local_vllm.serving.endpoints import Endpoint
+from local_vllm.serving.endpoints import Endpoint, Ready
 from local_vllm.serving.replies import Headers
 
 SESSION_HEADER = b"x-session-id"
+# Queues differ by chance: a new session keeps its turn unless so many more requests wait there than elsewhere.
+QUEUE_DIFFERENCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +41,48 @@ class Sessions:
         self._turn = first
         self._alone: tuple[tuple[Endpoint, ...], Destination] | None = None
 
-    def choose(
-        self, endpoints: tuple[Endpoint, ...], headers: Mapping[bytes, bytes], hint: str | None
-    ) -> Destination:
+    def choose(self, there: Ready, headers: Mapping[bytes, bytes], hint: str | None) -> Destination:
         """The session's name decides (`x-session-id`, then `hint`), then its cookie; without any it is new.
 
         The names come first since they are narrower: an HTTP client keeps one cookie for all it does.
         """
+        endpoints = there.endpoints
         if self._alone is not None and self._alone[0] is endpoints:
             return self._alone[1]
-        if len(endpoints) == 1 and endpoints[0].ranks == 1:
+        if len(endpoints) == 1 and endpoints[0].ranks == 1 and not there.down:
             self._alone = (endpoints, Destination(endpoints[0]))
             return self._alone[1]
         name = headers.get(SESSION_HEADER) or (hint.encode() if hint else None)
         if name is not None:
             return _by_name(name, endpoints)
-        return self._cookies.read(headers.get(b"cookie"), endpoints) or self._new(endpoints)
+        return self._cookies.read(headers.get(b"cookie"), endpoints) or self._new(there)
 
-    def _new(self, endpoints: tuple[Endpoint, ...]) -> Destination:
+    def _new(self, there: Ready) -> Destination:
+        """The next in turn of those whose queue is not much longer than the shortest."""
+        shortest = min((_queue(there, number, rank) for number, rank in _numbered(there)), default=0)
+        while True:
+            number, rank = self._next(there.endpoints)
+            if _queue(there, number, rank) <= shortest + QUEUE_DIFFERENCE:
+                endpoint = there.endpoints[number]
+                return _destination(endpoint, rank, (self._cookies.write(endpoint, rank),))
+
+    def _next(self, endpoints: tuple[Endpoint, ...]) -> tuple[int, int]:
         """Endpoints in turn first, and the ranks behind each from one round to the next."""
-        round_, turn = divmod(self._turn, len(endpoints))
+        round_, number = divmod(self._turn, len(endpoints))
         self._turn += 1
-        endpoint = endpoints[turn]
-        rank = round_ % endpoint.ranks
-        return _destination(endpoint, rank, (self._cookies.write(endpoint, rank),))
+        return number, round_ % endpoints[number].ranks
+
+
+def _numbered(there: Ready) -> Iterator[tuple[int, int]]:
+    for number, endpoint in enumerate(there.endpoints):
+        for rank in range(endpoint.ranks):
+            yield number, rank
+
+
+def _queue(there: Ready, number: int, rank: int) -> int:
+    """Requests that wait there; none where it is not known."""
+    waiting = there.waiting[number] if there.waiting else ()
+    return waiting[rank] if rank < len(waiting) else 0
 
 
 class _Cookies:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from local_vllm.config.schema import ChatSettings, ModelServerSettings, VLLMModelSettings
+from local_vllm.config.schema import ChatSettings, VLLMModelSettings
 from local_vllm.protocol.completions import Render
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.serving.asgi import Answer, Request
 from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.chat_template import ChatTemplate
-from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
+from local_vllm.serving.endpoints import EndpointSource
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replica import Replica
 from local_vllm.serving.response_store import StoreSetting
+from local_vllm.serving.watched_endpoints import WatchedEndpoints
 
 
 class VLLMModel(ModelServer):
@@ -48,8 +49,8 @@ class VLLMModel(ModelServer):
         return await super().responses(request, body)
 
 
-def _somebody_elses(settings: VLLMModelSettings) -> FixedEndpoints:
-    return FixedEndpoints(settings.base_url, settings.api_key.get_secret_value(), settings.model)
+def _somebody_elses(settings: VLLMModelSettings) -> WatchedEndpoints:
+    return WatchedEndpoints(settings.base_url, settings.api_key.get_secret_value(), settings.model)
 
 
 def _render(settings: ChatSettings, model: str | None) -> Render | None:
@@ -58,9 +59,9 @@ def _render(settings: ChatSettings, model: str | None) -> Render | None:
     return ChatTemplate(settings.tokenizer or model or settings.model).render
 
 
-def store_setting(settings: ModelServerSettings) -> StoreSetting:
+def store_setting(settings: ChatSettings) -> StoreSetting:
     """What the settings say about stored responses, in the store's words. A native engine has its own store."""
-    if isinstance(settings, ChatSettings) and settings.is_responses_native:
+    if settings.is_responses_native:
         return StoreSetting("none")
     return StoreSetting(settings.response_store, settings.response_store_max_mib << 20)
 

@@ -8,13 +8,13 @@ from itertools import islice
 
 import aiohttp
 import pytest
-from servers_under_test import SECRET, model_server, over
 from hypothesis import given
 from hypothesis import strategies as st
+from servers_under_test import SECRET, model_server, over
 from stand_in_engine import MODEL, StandInEngine, engine, serving
 
-from local_vllm.serving.endpoints import Endpoint
-from local_vllm.serving.sessions import Destination, Sessions
+from local_vllm.serving.endpoints import Endpoint, Ready
+from local_vllm.serving.sessions import QUEUE_DIFFERENCE, Destination, Sessions
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -38,36 +38,36 @@ def cookie_of(destination: Destination) -> dict[bytes, bytes]:
 
 def test_new_sessions_take_the_endpoints_in_turn() -> None:
     there, chooser = endpoints(3), sessions()
-    taken = [chooser.choose(there, {}, None).endpoint for _ in range(4)]
+    taken = [chooser.choose(Ready(there), {}, None).endpoint for _ in range(4)]
     assert taken == [there[0], there[1], there[2], there[0]]
 
 
 def test_a_replica_begins_to_count_where_it_is_told() -> None:
     there = endpoints(3)
-    assert sessions(first=2).choose(there, {}, None).endpoint == there[2]
+    assert sessions(first=2).choose(Ready(there), {}, None).endpoint == there[2]
 
 
 def test_ranks_are_taken_in_turn_behind_every_endpoint() -> None:
     there, chooser = endpoints(2, ranks=2), sessions()
-    taken = [chooser.choose(there, {}, None) for _ in range(5)]
+    taken = [chooser.choose(Ready(there), {}, None) for _ in range(5)]
     assert [(there.index(to.endpoint), to.rank) for to in taken] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]
 
 
 def test_one_endpoint_with_one_rank_needs_no_cookie() -> None:
-    to = sessions().choose(endpoints(1), {}, "a hint")
+    to = sessions().choose(Ready(endpoints(1)), {}, "a hint")
     assert to == Destination(endpoints(1)[0], None, ())
 
 
 def test_a_cookie_brings_a_session_back_from_any_replica() -> None:
     there = endpoints(3, ranks=2)
-    given_ = list(islice(iter(lambda c=sessions(): c.choose(there, {}, None), None), 6))
+    given_ = list(islice(iter(lambda c=sessions(): c.choose(Ready(there), {}, None), None), 6))
     for to in given_:
-        back = sessions(first=4).choose(there, cookie_of(to), None)
+        back = sessions(first=4).choose(Ready(there), cookie_of(to), None)
         assert (back.endpoint, back.rank, back.headers) == (to.endpoint, to.rank, ())
 
 
 def test_a_cookie_is_for_http_only_and_for_the_same_site() -> None:
-    (_, value), = sessions().choose(endpoints(2), {}, None).headers
+    (_, value), = sessions().choose(Ready(endpoints(2)), {}, None).headers
     assert value.endswith(b"; Path=/; HttpOnly; SameSite=Lax")
     assert b"10.0.0" not in value
 
@@ -80,24 +80,24 @@ def test_a_cookie_is_for_http_only_and_for_the_same_site() -> None:
 ], ids=["signature", "rank", "unsigned", "noise"])  # fmt: skip
 def test_a_forged_cookie_is_a_new_session(forge) -> None:
     there, chooser = endpoints(2, ranks=2), sessions()
-    name_and_value = cookie_of(chooser.choose(there, {}, None))[b"cookie"].split(b"; ")[1]
-    to = chooser.choose(there, {b"cookie": forge(name_and_value)}, None)
+    name_and_value = cookie_of(chooser.choose(Ready(there), {}, None))[b"cookie"].split(b"; ")[1]
+    to = chooser.choose(Ready(there), {b"cookie": forge(name_and_value)}, None)
     assert to.endpoint == there[1]
     assert to.headers
 
 
 def test_a_cookie_of_another_deployment_or_server_is_a_new_session() -> None:
     there = endpoints(2)
-    cookie = cookie_of(sessions(secret=b"another").choose(there, {}, None))
-    assert sessions().choose(there, cookie, None).headers
-    cookie = cookie_of(sessions("judge_model").choose(there, {}, None))
-    assert sessions().choose(there, cookie, None).headers
+    cookie = cookie_of(sessions(secret=b"another").choose(Ready(there), {}, None))
+    assert sessions().choose(Ready(there), cookie, None).headers
+    cookie = cookie_of(sessions("judge_model").choose(Ready(there), {}, None))
+    assert sessions().choose(Ready(there), cookie, None).headers
 
 
 def test_a_session_whose_endpoint_is_gone_gets_another_and_a_new_cookie() -> None:
     there, chooser = endpoints(3), sessions()
-    cookie = cookie_of(chooser.choose(there, {}, None))
-    to = chooser.choose(there[1:], cookie, None)
+    cookie = cookie_of(chooser.choose(Ready(there), {}, None))
+    to = chooser.choose(Ready(there[1:]), cookie, None)
     assert to.endpoint in there[1:]
     assert to.headers
 
@@ -106,12 +106,12 @@ def test_a_session_whose_endpoint_is_gone_gets_another_and_a_new_cookie() -> Non
 def test_a_named_session_goes_to_the_same_place_from_every_replica(name: bytes) -> None:
     there = endpoints(3, ranks=2)
     headers = {b"x-session-id": name}
-    assert sessions(first=0).choose(there, headers, None) == sessions(first=5).choose(there, headers, None)
+    assert sessions(first=0).choose(Ready(there), headers, None) == sessions(first=5).choose(Ready(there), headers, None)
 
 
 def test_named_sessions_spread_over_all_endpoints_and_ranks() -> None:
     there, chooser = endpoints(3, ranks=2), sessions()
-    taken = Counter(chooser.choose(there, {b"x-session-id": b"%d" % n}, None) for n in range(1200))
+    taken = Counter(chooser.choose(Ready(there), {b"x-session-id": b"%d" % n}, None) for n in range(1200))
     assert len(taken) == 6
     assert min(taken.values()) > 140
 
@@ -119,20 +119,58 @@ def test_named_sessions_spread_over_all_endpoints_and_ranks() -> None:
 def test_only_the_sessions_of_an_endpoint_that_goes_move() -> None:
     there, chooser = endpoints(4), sessions()
     for n in range(300):
-        before = chooser.choose(there, {}, f"session {n}").endpoint
-        after = chooser.choose(there[:3], {}, f"session {n}").endpoint
+        before = chooser.choose(Ready(there), {}, f"session {n}").endpoint
+        after = chooser.choose(Ready(there[:3]), {}, f"session {n}").endpoint
         assert after == before or before == there[3]
 
 
 def test_the_header_comes_before_the_hint_and_the_hint_before_the_cookie() -> None:
     there, chooser = endpoints(8), sessions()
-    by_hint = chooser.choose(there, {}, "hint").endpoint
+    by_hint = chooser.choose(Ready(there), {}, "hint").endpoint
     header = next({b"x-session-id": b"%d" % n} for n in range(100)
-                  if chooser.choose(there, {b"x-session-id": b"%d" % n}, None).endpoint != by_hint)  # fmt: skip
-    assert chooser.choose(there, header, "hint") == chooser.choose(there, header, None)
-    cookie = next(c for c in (cookie_of(chooser.choose(there, {}, None)) for _ in range(8))
-                  if chooser.choose(there, c, None).endpoint != by_hint)  # fmt: skip
-    assert chooser.choose(there, cookie, "hint").endpoint == by_hint
+                  if chooser.choose(Ready(there), {b"x-session-id": b"%d" % n}, None).endpoint != by_hint)  # fmt: skip
+    assert chooser.choose(Ready(there), header, "hint") == chooser.choose(Ready(there), header, None)
+    cookie = next(c for c in (cookie_of(chooser.choose(Ready(there), {}, None)) for _ in range(8))
+                  if chooser.choose(Ready(there), c, None).endpoint != by_hint)  # fmt: skip
+    assert chooser.choose(Ready(there), cookie, "hint").endpoint == by_hint
+
+
+def test_a_session_that_begins_while_only_one_endpoint_is_up_stays_there() -> None:
+    there, chooser = endpoints(2), sessions()
+    cookie = cookie_of(chooser.choose(Ready(there[1:], down=1), {}, None))
+    assert chooser.choose(Ready(there), cookie, None) == Destination(there[1])
+
+
+def test_a_much_longer_queue_gets_no_new_sessions() -> None:
+    there = Ready(endpoints(3), ((0,), (QUEUE_DIFFERENCE + 1,), (QUEUE_DIFFERENCE,)))
+    chooser = sessions()
+    taken = [chooser.choose(there, {}, None).endpoint for _ in range(4)]
+    assert taken == [there.endpoints[0], there.endpoints[2]] * 2
+
+
+def test_load_does_not_decide_while_all_are_busy() -> None:
+    there = Ready(endpoints(2), ((500,), (500 + QUEUE_DIFFERENCE,)))
+    chooser = sessions()
+    assert [chooser.choose(there, {}, None).endpoint for _ in range(2)] == list(there.endpoints)
+
+
+def test_a_rank_with_a_much_longer_queue_gets_no_new_sessions() -> None:
+    there, chooser = Ready(endpoints(2, ranks=2), ((100, 0), (0, 100))), sessions()
+    taken = [chooser.choose(there, {}, None) for _ in range(4)]
+    assert [(there.endpoints.index(to.endpoint), to.rank) for to in taken] == [(1, 0), (0, 1)] * 2
+
+
+def test_an_endpoint_that_does_not_tell_its_queue_counts_as_idle() -> None:
+    there = Ready(endpoints(2), ((100,), ()))
+    assert sessions().choose(there, {}, None).endpoint == there.endpoints[1]
+
+
+def test_a_session_stays_where_its_queue_has_become_long() -> None:
+    there, chooser = endpoints(2), sessions()
+    cookie, busy = cookie_of(chooser.choose(Ready(there), {}, None)), Ready(there, ((100,), (0,)))
+    assert chooser.choose(busy, cookie, None) == Destination(there[0])
+    named = next(n for n in map(str, range(99)) if chooser.choose(Ready(there), {}, n).endpoint == there[0])
+    assert chooser.choose(busy, {}, named) == Destination(there[0])
 
 
 async def three(stack: AsyncExitStack) -> list[StandInEngine]:
