@@ -42,9 +42,8 @@ def _inherited(model: type[Settings]) -> Set[str]:
 
 
 def _model_lines(model: type[BaseModel], but: Set[str] = frozenset(), prefix: str = "") -> Iterator[str]:
-    hidden = but | (model.not_yet if issubclass(model, Settings) else frozenset())
     for name, field in model.model_fields.items():
-        if name in hidden:
+        if name in but:
             continue
         yield from _field_lines(prefix + name, field)
         inner = field.annotation

@@ -42,6 +42,7 @@ NOT_NATIVE = {
     "sequential_reasoning_allowed": False,
     "use_completions_api": True,
 }
+_KEPT_THERE = "who is asked keeps the responses; leave it out"
 # How the name of a file is told from a misspelled word, where it has no slash.
 STORE_FILES = (".db", ".sqlite", ".sqlite3")
 # vLLM refuses these under fill: their ranks 0-7, 8-15, ... must share a node.
@@ -108,7 +109,6 @@ class Settings(BaseModel):
     )
 
     aliases: ClassVar[Mapping[str, str]] = {}
-    not_yet: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -145,12 +145,6 @@ class ModelServerSettings(Settings):
     )
     sampling_overrides: JsonObject = Field(
         {}, description="Request fields that beat whatever the caller sent (temperature, top_p, ...)."
-    )
-    response_store: Annotated[str, BeforeValidator(_store)] = Field(
-        "memory", description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
-    )
-    response_store_max_mib: PositiveInt = Field(
-        256, description="Upper bound of the response store; what was used longest ago goes first."
     )
     max_request_mib: PositiveInt = Field(64, description="The largest body that a request may have.")
 
@@ -197,6 +191,12 @@ class ChatSettings(ModelServerSettings):
     render_chat_template: bool | None = Field(None, description="With it: apply the chat template.")
     tokenizer: str | None = Field(None, description="For that: where the tokenizer is.")
     audio_root: str | None = Field(None, description="Folder below which metadata.audio_path may point.")
+    response_store: Annotated[str, BeforeValidator(_store)] = Field(
+        "memory", description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
+    )
+    response_store_max_mib: PositiveInt = Field(
+        256, description="Upper bound of the response store; what was used longest ago goes first."
+    )
 
     @classmethod
     def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -204,6 +204,8 @@ class ChatSettings(ModelServerSettings):
             for key, value in NOT_NATIVE.items():
                 if raw.get(key) is value:
                     yield Problem(key, f"must not be {str(value).lower()} with is_responses_native: true")
+            if raw.get("response_store") not in (None, False, "none"):
+                yield Problem("response_store", f"does nothing with is_responses_native: true: {_KEPT_THERE}")
         if raw.get("use_completions_api") is not True:
             for key in ("render_chat_template", "tokenizer"):
                 if raw.get(key):
@@ -353,10 +355,15 @@ class OpenAIModelSettings(ModelServerSettings):
         "openai_default_headers": "default_headers",
         "model_name": "model",
     }
-    not_yet: ClassVar = frozenset({"extra_body", "response_store", "response_store_max_mib", "sampling_overrides"})
 
     base_url: Urls = Field(
         ("https://api.openai.com/v1",), description="Where the API is; openai_base_url is the same key."
     )
     api_key: SecretStr = Field(description="Its key; openai_api_key is the same key.")
     model: str = Field(description="The model to ask for; openai_model is the same key.")
+
+    @classmethod
+    def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
+        for key in ("response_store", "response_store_max_mib"):
+            if key in raw:
+                yield Problem(key, f"is not for an openai_model: {_KEPT_THERE}")

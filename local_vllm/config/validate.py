@@ -159,7 +159,7 @@ def _key_of_server_hint(key: str, name: str, value: Mapping[str, Any]) -> str:
 
 
 def _check(model: type[S], raw: Mapping[str, Any], path: str, problems: list[Problem]) -> S | None:
-    found = [*_not_yet(model, raw), *model.further_problems(raw)]
+    found = [*model.further_problems(raw)]
     settings = None
     try:
         settings = model.model_validate(dict(raw))
@@ -175,12 +175,6 @@ def _check(model: type[S], raw: Mapping[str, Any], path: str, problems: list[Pro
 def _same_place(path: str, other: str) -> bool:
     """Whether a problem at `path` only follows from the one at `other`: the same key, or something in it."""
     return other == path or other.startswith(f"{path}.")
-
-
-def _not_yet(model: type[Settings], raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in sorted(model.not_yet):
-        if raw.get(key) not in (None, False, model.model_fields[key].default):
-            yield Problem(key, "is not supported by this version yet; leave it out")
 
 
 def _problem(error: Any, model: type[BaseModel]) -> Problem:

@@ -1,4 +1,6 @@
-"""`OpenAIModel`: passes requests through to another Responses API, with its key and its model's name."""
+"""`OpenAIModel`: passes requests through to another Responses API, with its key, its model's name and the settings
+of the server. Its responses are stored there.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from local_vllm.config.schema import OpenAIModelSettings
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall
 from local_vllm.protocol.calls import CHAT, RESPONSES
-from local_vllm.protocol.errors import engine_failure, malformed, read_engine_error
+from local_vllm.protocol.errors import engine_failure, read_engine_error
+from local_vllm.protocol.relayed import RelayedRequests
 from local_vllm.serving.asgi import Answer, Request
 from local_vllm.serving.endpoints import FixedEndpoints
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replica import Replica
 from local_vllm.serving.response_store import NoStore
-
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -24,11 +26,14 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class PassThrough:
     """The converter of a server that converts nothing: failures too are the other API's own bytes."""
 
+    def __init__(self, requests: RelayedRequests) -> None:
+        self._requests = requests
+
     def to_responses(self, body: bytes, model: str) -> ChatCall:
-        return _passed(body, model, RESPONSES)
+        return self._requests.call(body, model, RESPONSES)
 
     def chat_passthrough(self, body: bytes, model: str) -> ChatCall:
-        return _passed(body, model, CHAT)
+        return self._requests.call(body, model, CHAT)
 
     def to_response(self, call: ChatCall, answer: bytes) -> Converted:
         return Converted(200, answer)
@@ -37,20 +42,6 @@ class PassThrough:
         if _is_error_object(answer):
             return Converted(status, answer)
         return Converted(status, engine_failure(status, read_engine_error(answer), responses=False))
-
-
-def _passed(body: bytes, model: str, path: str) -> ChatCall:
-    try:
-        fields = _fields.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise malformed(error) from error
-    return ChatCall(
-        body=msgspec.json.encode(fields | {"model": model}),
-        stream=bytes(fields.get("stream", b"")) == b"true",
-        model_asked=None,
-        session_hint=_text(fields.get("prompt_cache_key")),
-        path=path,
-    )
 
 
 class OpenAIModel(ModelServer):
@@ -62,7 +53,7 @@ class OpenAIModel(ModelServer):
             name,
             settings.model,
             FixedEndpoints(settings.base_url, key, settings.model),
-            PassThrough(),
+            PassThrough(RelayedRequests(settings.extra_body, settings.sampling_overrides)),
             replica.client(settings.default_headers),
             sessions=replica.sessions(name),
             limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
@@ -77,10 +68,5 @@ class OpenAIModel(ModelServer):
 def _is_error_object(answer: bytes) -> bool:
     try:
         return "error" in _fields.decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-
-
-def _text(value: msgspec.Raw | None) -> str | None:
-    found = msgspec.json.decode(value) if value is not None else None
-    return found if isinstance(found, str) else None

@@ -50,6 +50,10 @@ WORDS = {
         f"{PATH}.response_store: must be memory, none, or the path of an SQLite file (.db, .sqlite, .sqlite3), "
         "not 'memry'"
     ),
+    "+policy_model.local_vllm_model={is_responses_native:true,response_store:/tmp/a.db}": (
+        f"{PATH}.response_store: does nothing with is_responses_native: true: who is asked keeps the responses; "
+        "leave it out"
+    ),
     "+policy_model.local_vllm_model.reasoning_tags=[a,a]": (
         f"{PATH}.reasoning_tags: must be two different tags, the opening and the closing one, not ['a', 'a']"
     ),
@@ -164,6 +168,16 @@ WORDS = {
 @pytest.mark.parametrize(("word", "line"), WORDS.items(), ids=WORDS)
 def test_a_wrong_word_is_answered_with_one_line(problems, word, line):
     assert problems(word) == [line]
+
+
+@pytest.mark.parametrize("setting", ["response_store=memory", "response_store=none", "response_store_max_mib=9"])
+def test_an_openai_model_has_no_response_store_of_ours(problems, setting):
+    env = ["+policy_base_url=http://a/v1", "+policy_api_key=k", "+policy_model_name=m"]
+    key = setting.partition("=")[0]
+    assert problems("+config_paths=[openai_model.yaml]", *env, f"+policy_model.openai_model.{setting}") == [
+        f"policy_model.responses_api_models.openai_model.{key}: is not for an openai_model: who is asked keeps the "
+        "responses; leave it out"
+    ]
 
 
 @pytest.mark.parametrize("backend", ["deepep_high_throughput", "deepep_low_latency"])

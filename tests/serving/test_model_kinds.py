@@ -93,6 +93,25 @@ async def test_an_openai_model_changes_nothing_but_the_model(one_engine: StandIn
     assert asked["headers"]["authorization"] == "Bearer sk-real"
 
 
+async def test_an_openai_model_has_settings_beside_what_was_sent(one_engine: StandInEngine) -> None:
+    settings = OpenAIModelSettings(
+        base_url=one_engine.base_url,
+        api_key="sk-real",
+        model="gpt-x",
+        extra_body={"max_tokens": 5, "seed": 1},
+        sampling_overrides={"temperature": 0.5},
+    )
+    server = OpenAIModel("policy_model", settings, Replica(SECRET))
+    async with serving(server) as address, aiohttp.ClientSession() as session:
+        await session.post(f"{address}/v1/responses", json={"input": "Hi", "seed": 2, "temperature": 1})
+        await session.post(f"{address}/v1/chat/completions", json={"messages": []})
+    decided = {"temperature": 0.5, "model": "gpt-x"}
+    assert [asked["body"] for asked in one_engine.asked] == [
+        {"input": "Hi", "seed": 2, "max_output_tokens": 5} | decided,
+        {"messages": [], "seed": 1, "max_completion_tokens": 5} | decided,
+    ]
+
+
 async def test_an_openai_model_passes_streams_and_errors_on(one_engine: StandInEngine) -> None:
     one_engine.chunks = [b"event: response.created\ndata: {}\n\n", b"event: response.completed\ndata: {}\n\n"]
     error = {"error": {"message": "slow down", "type": "requests", "param": None, "code": "rate"}}
