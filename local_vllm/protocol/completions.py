@@ -1,5 +1,5 @@
-"""Base models: a chat request -> one for /v1/completions, and the answer back in chat's shape. Applying a chat
-template is left to who has the tokenizer.
+"""Base models: a chat request -> one for /v1/completions. What such an engine answers is `completion_answers.py`'s;
+applying a chat template is left to who has the tokenizer.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Raw, Struct
 
-from local_vllm.errors import RequestError, UpstreamError
-from local_vllm.protocol.events import ResponseEvents
+from local_vllm.errors import RequestError
+from local_vllm.protocol.errors import missing
 from local_vllm.protocol.precedence import Fields
 from local_vllm.protocol.request import decode_part
 
@@ -20,149 +20,125 @@ Render = Callable[[list[dict[str, Any]], Mapping[str, Any]], str]
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
-_decode_messages = msgspec.json.Decoder(list[dict[str, Any]]).decode
-_FOR_THE_TEMPLATE = ("chat_template_kwargs",)
-# What only chat has; tools are refused, the rest is about the chat template.
+# What is about the chat template, apart from `chat_template_kwargs`, which are decided over these.
+_FOR_THE_TEMPLATE = ("reasoning_effort", "documents", "add_generation_prompt", "continue_final_message")
+# What only chat has; tools are refused.
 _LEFT_OUT = frozenset(
-    "chat_template chat_template_kwargs add_generation_prompt continue_final_message documents tool_choice "
-    "parallel_tool_calls reasoning_effort include_reasoning return_prompt_text".split()
+    {
+        *_FOR_THE_TEMPLATE,
+        *"messages chat_template chat_template_kwargs tools tool_choice parallel_tool_calls".split(),
+        *"include_reasoning return_prompt_text logprobs top_logprobs max_completion_tokens".split(),
+    }
 )
 
 
-class _Logprobs(Struct, gc=False):
-    tokens: list[str] = []
-    token_logprobs: list[Raw] = []
-    top_logprobs: list[dict[str, Raw] | None] | None = None
-
-
-class _Choice(Struct, gc=False):
+class _Part(Struct, gc=False):
+    type: str
     text: str = ""
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-    token_ids: Raw | UnsetType = UNSET
-    prompt_token_ids: Raw | UnsetType = UNSET
 
 
-class _Answer(Struct, gc=False):
-    model: str = ""
-    choices: list[_Choice] = []
-    usage: Raw | UnsetType = UNSET
-    error: Raw | UnsetType = UNSET
-    id: str = ""
-    created: int = 0
+class _Content(Struct, gc=False):
+    content: str | list[_Part] | None = None
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+class _Prompt(Struct, gc=False):
+    prompt: str | list[int] = ""
 
 
-def completion_body(chat: Mapping[str, Any], render: Render | None) -> bytes:
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_messages = msgspec.json.Decoder(list[dict[str, Any]]).decode
+_decode_contents = msgspec.json.Decoder(list[_Content]).decode
+_decode_prompt = msgspec.json.Decoder(_Prompt).decode
+
+
+def completion_body(chat: Mapping[str, Any], render: Render | None, *, param: str = "input") -> bytes:
     """The request for /v1/completions. Without `render` the prompt is the messages' texts, one after another.
 
-    Raises RequestError for tools, and for content that is no text.
+    `param` is what the client calls the messages. Raises RequestError for tools, for content that is no text, and
+    for a chat template of the request's own.
     """
-    if chat.get("tools"):
+    if _value(chat, "tools"):
         raise RequestError(
             "This server asks a base model through /v1/completions: it has no tools.",
             param="tools",
             code="unsupported_value",
         )
-    messages = decode_part(_decode_messages, _encode(chat["messages"]), "input")
     fields: Fields = {name: value for name, value in chat.items() if name not in _LEFT_OUT}
-    fields.pop("messages")
-    if render is None:
-        fields["prompt"] = "".join([_text(message) for message in messages])
-    else:
-        fields["prompt"] = render(messages, _variables(chat))
+    fields["prompt"] = _prompt(chat, render, param)
+    if render is not None:
         fields["add_special_tokens"] = False
     # Completions end after 16 tokens unless they are told that there is no such limit.
-    fields["max_tokens"] = fields.pop("max_completion_tokens", None)
-    if fields.pop("logprobs", False):
-        fields["logprobs"] = fields.pop("top_logprobs", 0)
+    fields["max_tokens"] = chat.get("max_completion_tokens")
+    if _value(chat, "logprobs"):
+        fields["logprobs"] = chat.get("top_logprobs", 0)
     return _encode(fields)
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list) and all(part.get("type") == "text" for part in content):
-        return "".join([part["text"] for part in content])
-    if content is None or isinstance(content, str):
-        return content or ""
-    raise RequestError(
-        "This server asks a base model through /v1/completions: send text only.",
-        param="input",
-        code="unsupported_value",
-    )
+def prompt_of(body: bytes) -> str:
+    """The prompt in a request that `completion_body` made."""
+    found = _decode_prompt(body).prompt
+    return found if isinstance(found, str) else ""
 
 
-def _variables(chat: Mapping[str, Any]) -> Mapping[str, Any]:
-    given = chat.get("chat_template_kwargs")
-    return _decode(_encode(given)) if given is not None else {}
+def _value(chat: Mapping[str, Any], name: str) -> Any:
+    value = chat.get(name)
+    return decode_part(_decode, value, name) if isinstance(value, Raw) else value
 
 
-# ---- answers
+def _prompt(chat: Mapping[str, Any], render: Render | None, param: str) -> str:
+    given = chat.get("messages")
+    if given is None:
+        raise missing(param)
+    encoded = _encode(given)
+    texts = [_texts(each, param) for each in decode_part(_decode_contents, encoded, param)]
+    if render is None:
+        return "".join(["".join(text) for text in texts])
+    if _value(chat, "chat_template") is not None:
+        raise RequestError(
+            "This server makes prompts with its tokenizer's own chat template: leave 'chat_template' out.",
+            param="chat_template",
+            code="unsupported_parameter",
+        )
+    messages = zip(decode_part(_decode_messages, encoded, param), texts, strict=True)
+    return render([_for_the_template(message, text) for message, text in messages], _variables(chat))
 
 
-def as_chat_answer(answer: bytes) -> bytes:
-    """A whole completion as a chat completion. Raises UpstreamError when it is none."""
-    try:
-        return _encode(_as_chat(_decode_answer(answer), "message", "chat.completion"))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
-        raise UpstreamError(f"The engine's answer is no completion: {problem}", code="bad_gateway") from problem
+def _texts(message: _Content, param: str) -> list[str]:
+    """The parts of a message's text. Raises RequestError for parts that are none."""
+    if not isinstance(message.content, list):
+        return [message.content or ""]
+    if any(part.type != "text" for part in message.content):
+        raise RequestError(
+            "This server asks a base model through /v1/completions: send text only.",
+            param=param,
+            code="unsupported_value",
+        )
+    return [part.text for part in message.content]
 
 
-class CompletionEvents(ResponseEvents):
-    """Events of a stream of completions."""
-
-    def add(self, payload: bytes) -> bytes:
-        return super().add(_as_chat_chunk(payload))
-
-
-def _as_chat_chunk(payload: bytes) -> bytes:
-    """A piece of a stream; one that is something else stays what it is."""
-    try:
-        chunk = _decode_answer(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return payload
-    if chunk.error is not UNSET:
-        return payload
-    return _encode(_as_chat(chunk, "delta", "chat.completion.chunk"))
-
-
-def _as_chat(answer: _Answer, message: str, kind: str) -> dict[str, Any]:
-    chat: dict[str, Any] = {
-        "id": answer.id,
-        "object": kind,
-        "created": answer.created,
-        "model": answer.model,
-        "choices": [_choice(choice, message) for choice in answer.choices],
-    }
-    if answer.usage is not UNSET:
-        chat["usage"] = answer.usage
-    if answer.choices and answer.choices[0].prompt_token_ids is not UNSET:
-        chat["prompt_token_ids"] = answer.choices[0].prompt_token_ids
-    return chat
-
-
-def _choice(choice: _Choice, message: str) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "index": 0,
-        message: {"role": "assistant", "content": choice.text},
-        "finish_reason": choice.finish_reason,
-    }
-    if choice.token_ids is not UNSET:
-        made["token_ids"] = choice.token_ids
-    if choice.logprobs is not None:
-        made["logprobs"] = {"content": _entries(choice.logprobs)}
+def _for_the_template(message: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    """A message as vLLM gives it to a template: parts in lines, reasoning under both of its names, arguments read."""
+    made = message | {"content": "\n".join(texts)}
+    if message.get("reasoning"):
+        made["reasoning_content"] = message["reasoning"]
+    if isinstance(calls := message.get("tool_calls"), list):
+        made["tool_calls"] = [_with_read_arguments(call) for call in calls]
     return made
 
 
-def _entries(logprobs: _Logprobs) -> list[dict[str, Any]]:
-    tops = logprobs.top_logprobs or [None] * len(logprobs.tokens)
-    return [
-        _entry(token, value) | {"top_logprobs": [_entry(name, each) for name, each in (top or {}).items()]}
-        for token, value, top in zip(logprobs.tokens, logprobs.token_logprobs, tops, strict=True)
-    ]
+def _with_read_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = _decode(function["arguments"] or "{}")
+    except (msgspec.DecodeError, RecursionError):
+        return call
+    return call | {"function": function | {"arguments": arguments}}
 
 
-def _entry(token: str, logprob: Raw) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+def _variables(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """What the request says to the template, `chat_template_kwargs` last."""
+    said = {name: _value(chat, name) for name in _FOR_THE_TEMPLATE if chat.get(name) is not None}
+    given = chat.get("chat_template_kwargs")
+    return said | (decode_part(_decode_object, _encode(given), "chat_template_kwargs") if given is not None else {})

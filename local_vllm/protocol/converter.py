@@ -7,16 +7,17 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from local_vllm.errors import RequestError
 from local_vllm.protocol import tokens
 from local_vllm.protocol.calls import CHAT, COMPLETIONS, RESPONSES, Answer, Asked, ChatCall
 from local_vllm.protocol.chat import Delta
-from local_vllm.protocol.completions import CompletionEvents, Render, as_chat_answer, completion_body
+from local_vllm.protocol.completion_answers import CompletionEvents, as_chat_answer
+from local_vllm.protocol.completions import Render, completion_body, prompt_of
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
@@ -27,7 +28,7 @@ from local_vllm.protocol.overflow import Overflow, find_overflow
 from local_vllm.protocol.passthrough import read_chat, without_developer
 from local_vllm.protocol.peek import peek_model
 from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields
-from local_vllm.protocol.reasoning import THINK, ThinkSplitter, opens_in_reasoning
+from local_vllm.protocol.reasoning import THINK, ThinkSplitter, ends_in_opening, opens_in_reasoning
 from local_vllm.protocol.request import OpenAIFields, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
 from local_vllm.protocol.settings import ConverterSettings
@@ -129,10 +130,10 @@ class Converter:
             path,
         )
 
-    def _sent(self, chat: dict[str, Any]) -> tuple[bytes, str]:
-        """What goes to the engine, and where."""
+    def _sent(self, chat: dict[str, Any], *, param: str = "input") -> tuple[bytes, str]:
+        """What goes to the engine, and where; `param` is what the client calls the messages."""
         if self._settings.use_completions_api:
-            return completion_body(chat, self._render), COMPLETIONS
+            return completion_body(chat, self._render, param=param), COMPLETIONS
         return _encode(chat), CHAT
 
     def _settled(self, asked: Asked, given: Any, model: str) -> bytes | None:
@@ -154,13 +155,7 @@ class Converter:
         kept = chat.kept
         if self._settings.replace_developer_role_with_system:
             kept = without_developer(kept)
-        sent, path = self._sent({"model": model, **kept, **fields})
-        if chat.stream and path == COMPLETIONS:
-            raise RequestError(
-                "Chat completions of a base model are not streamed: stream /v1/responses, or send stream=false.",
-                param="stream",
-                code="unsupported_value",
-            )
+        sent, path = self._sent({"model": model, **kept, **fields}, param="messages")
         return ChatCall(sent, chat.stream, chat.model, chat.session_hint, path=path)
 
     def _decide(self, metadata: Fields, caller: Fields) -> Fields:
@@ -187,14 +182,15 @@ class Converter:
         """
         asked = call.asked
         if call.path == COMPLETIONS:
-            answer = as_chat_answer(answer)
+            answer = as_chat_answer(answer, call.body)
         if asked is None:
             return Answer(200, answer)
         decoded = read_answer(call, answer)
         choice = decoded.choices[0]
         end = ending(choice.finish_reason)
         texts = texts_of_whole(answer) if wants_logprobs(asked.request) else None
-        output = self._fold(asked, choice.message, texts, cut_off=end.status != "completed")
+        cut_off = end.status != "completed"
+        output = self._fold(asked, choice.message, texts, cut_off=cut_off, inside=self._begins_inside(call))
         missing = attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
         response = response_object(
             asked,
@@ -217,7 +213,11 @@ class Converter:
             splitter = ThinkSplitter(inside=self._settings.chat_template_opens_reasoning, tags=self._tags)
         texts = TokenTexts() if wants_logprobs(asked.request) else None
         key = asked.response_id.removeprefix("resp_")
-        kind = CompletionEvents if call.path == COMPLETIONS else ResponseEvents
+        kind: Callable[..., ResponseEvents] = ResponseEvents
+        if call.path == COMPLETIONS:
+            kind = partial(CompletionEvents, body=call.body)
+            if splitter and (begins_inside := self._begins_inside(call)) is not None:
+                splitter.inside = begins_inside
         return kind(
             asked,
             peek_model(call.body) or "",
@@ -228,13 +228,20 @@ class Converter:
             tokens=StreamedTokens() if call.wants_token_ids else None,
         )
 
+    def _begins_inside(self, call: ChatCall) -> bool | None:
+        """Whether the prompt has opened a block of reasoning; None where the engine makes the prompt."""
+        if self._render is None or call.path != COMPLETIONS:
+            return None
+        return ends_in_opening(prompt_of(call.body), self._tags)
+
     def _fold(
-        self, asked: Asked, message: Delta, texts: TokenTexts | None, *, cut_off: bool
+        self, asked: Asked, message: Delta, texts: TokenTexts | None, *, cut_off: bool, inside: bool | None
     ) -> list[Any]:
         splitter = None
         if self._settings.uses_reasoning_parser and message.content:
             unclosed = cut_off and self._settings.chat_template_opens_reasoning
-            inside = opens_in_reasoning(message.content, tags=self._tags, unclosed=unclosed)
+            if inside is None:
+                inside = opens_in_reasoning(message.content, tags=self._tags, unclosed=unclosed)
             splitter = ThinkSplitter(inside=inside, tags=self._tags)
         key = asked.response_id.removeprefix("resp_")
         fold = Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts)

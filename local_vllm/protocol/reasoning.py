@@ -23,6 +23,11 @@ def opens_in_reasoning(text: str, *, tags: Tags = THINK, unclosed: bool = False)
     return not 0 <= opening < closing
 
 
+def ends_in_opening(prompt: str, tags: Tags = THINK) -> bool:
+    """Whether what follows a prompt is inside a block."""
+    return prompt.rstrip().endswith(tags[0])
+
+
 class ThinkSplitter:
     """Splits text that comes in pieces of any size; a tag may be cut anywhere."""
 
@@ -33,7 +38,7 @@ class ThinkSplitter:
 
     def begin_after(self, prompt: str) -> None:
         """Take from the prompt, as the chat template made it, whether the answer starts inside a block."""
-        self.inside = prompt.rstrip().endswith(self._tags[0])
+        self.inside = ends_in_opening(prompt, self._tags)
 
     def feed(self, piece: str) -> list[Segment]:
         """The segments that are certain now. A block that is closed twice, or opened twice, keeps the tag as

@@ -66,6 +66,7 @@ RESERVED = frozenset({"model", "messages", "input", "stream", "stream_options", 
 TOKENIZE = (
     "model",
     "messages",
+    "prompt",
     "tools",
     "add_generation_prompt",
     "continue_final_message",

@@ -14,6 +14,7 @@ import msgspec
 from local_vllm.errors import EngineUnavailable
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall, Converter, tokenize_body
+from local_vllm.protocol.calls import COMPLETIONS
 from local_vllm.protocol.events import events_of_whole
 from local_vllm.protocol.stored import to_keep
 from local_vllm.protocol.supplied import NOTHING, Supplied, wanted
@@ -31,6 +32,7 @@ from local_vllm.serving.asgi import (
 )
 from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.client import EngineClient, EngineStream
+from local_vllm.serving.completion_streams import as_chat_stream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
 from local_vllm.serving.lookups import Lookups
 from local_vllm.serving.native_responses import NativeResponses
@@ -228,7 +230,8 @@ class ModelServer:
             if answer.status != 200:
                 return self._failed(call, answer.status, await _whole_body(answer), to)
             headers = _content_type(answer.content_type) + UNBUFFERED + to.headers
-            return StreamReply(answer.chunks, stack.pop_all(), headers)
+            chunks = as_chat_stream(answer.chunks, call.body) if call.path == COMPLETIONS else answer.chunks
+            return StreamReply(chunks, stack.pop_all(), headers)
 
     def _failed(
         self, call: ChatCall, status: int, body: bytes, to: Destination, keep: Keep | None = None

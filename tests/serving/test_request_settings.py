@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -132,6 +133,46 @@ async def test_a_base_model_is_asked_for_completions(one_engine: StandInEngine) 
     assert answer.output_text == chat.choices[0].message.content == " world"
     assert [asked["path"] for asked in one_engine.asked] == ["/v1/completions"] * 2
     assert one_engine.asked[0]["body"]["prompt"] == "Hello"
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+async def test_a_base_model_is_streamed_word_by_word(one_engine: StandInEngine, api: str) -> None:
+    ends = [None, None, "stop"]
+    choices = [{"index": 0, "text": word, "finish_reason": end} for word, end in zip("abc", ends, strict=True)]
+    chunks = [json.dumps({"id": "c", "model": "base", "choices": [choice]}).encode() for choice in choices]
+    one_engine.chunks = [b"data: %b\n\n" % chunk for chunk in [*chunks, b"[DONE]"]]
+    async with a_client(one_engine, use_completions_api=True) as client:
+        if api == "chat":
+            asked = [{"role": "user", "content": "Hello"}]
+            stream = await client.chat.completions.create(model="m", messages=asked, stream=True)
+            assert [chunk.choices[0].delta.content async for chunk in stream] == ["a", "b", "c"]
+        else:
+            stream = await client.responses.create(model="m", input="Hello", stream=True)
+            events = [event async for event in stream]
+            deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+            assert (deltas, events[-1].response.output_text) == (["a", "b", "c"], "abc")
+    assert (one_engine.asked[0]["path"], one_engine.asked[0]["body"]["stream"]) == ("/v1/completions", True)
+
+
+async def test_each_word_of_a_base_model_leaves_when_the_engine_has_said_it(one_engine: StandInEngine) -> None:
+    choice = {"index": 0, "text": "word", "finish_reason": None}
+    piece = b"data: %b\n\n" % json.dumps({"choices": [choice]}).encode()
+    one_engine.chunks = [piece] * 3000
+    async with a_client(one_engine, use_completions_api=True) as client:
+        messages = [{"role": "user", "content": "Hello"}]
+        async with asyncio.timeout(5):
+            stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+            assert (await anext(aiter(stream))).choices[0].delta.content == "word"
+            await stream.close()
+            await one_engine.aborted.wait()
+
+
+async def test_a_stream_of_a_base_model_that_breaks_off_says_so(one_engine: StandInEngine) -> None:
+    one_engine.chunks, one_engine.break_off = [b'data: {"choices": [{"text": "a"}]}\n\n'], True
+    async with a_client(one_engine, use_completions_api=True) as client:
+        stream = await client.chat.completions.create(model="m", messages=[], stream=True)
+        with pytest.raises(openai.APIError, match="broke"):
+            assert [chunk.choices[0].delta.content async for chunk in stream] == ["a"]
 
 
 async def test_a_turn_of_reasoning_alone_is_not_gone_on_from_when_so_set(one_engine: StandInEngine) -> None:
