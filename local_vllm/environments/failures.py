@@ -1,0 +1,56 @@
+"""What goes wrong in an environment's own code: an error of the rollout, or a sentence for the model.
+
+The status of every other failure is the table's in `serving.replies`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from local_vllm.errors import EngineUnavailable, LocalVLLMError, RequestError, UpstreamError
+from local_vllm.serving.replies import Refused, Reply, failure_reply
+
+logger = logging.getLogger("local_vllm.environments")
+
+
+class ToolError(Exception):
+    """Raise it in a tool: its text goes to the model, as the tool's answer. Any other exception is logged too."""
+
+
+class EnvironmentFailure(LocalVLLMError):
+    """An environment's code raised, so there is no reward: HTTP 500, with the exception's class as the code."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# What an environment may raise about others, or has named already: it keeps the status that it has.
+PASSED_ON = (RequestError, EngineUnavailable, UpstreamError, Refused, EnvironmentFailure)
+
+
+def raised_in(where: str, error: Exception) -> EnvironmentFailure:
+    """What an exception in `where` (`my_env.verify`) is for the rollout; the log gets it whole."""
+    kind = type(error).__name__
+    logger.error("%s raised %s", where, kind, exc_info=error)
+    return EnvironmentFailure(f"{where} raised {kind}: {_one_line(error)}", code=kind)
+
+
+def told(error: Exception) -> str:
+    """An exception as a model is told of it."""
+    text = _one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def reply_to(error: Exception) -> Reply:
+    """The answer of an agent or an environment to a request that failed."""
+    if isinstance(error, EnvironmentFailure):
+        fields = {"message": str(error), "type": "server_error", "param": None, "code": error.code}
+        return Reply(500, msgspec.json.encode({"error": fields}))
+    return failure_reply(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

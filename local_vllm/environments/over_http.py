@@ -1,0 +1,161 @@
+"""An environment that an agent reaches over HTTP, through aiohttp: one with workers or state of its own.
+
+The routes are those of `resources_http`; errors of the far side keep their status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from local_vllm.environments.places import Episode
+from local_vllm.environments.resources_http import TOOL_ERROR
+from local_vllm.environments.rows import RESPONSE, InputRow, encode, on_one_line
+from local_vllm.environments.tools import unknown_tool
+from local_vllm.errors import EngineUnavailable, UpstreamError
+from local_vllm.serving.neighbours import Cookies
+from local_vllm.serving.replies import JSON, Headers, Refused, Reply
+
+# A tool, or a verdict, takes as long as it takes; this ends what will never end.
+TIMEOUT = aiohttp.ClientTimeout(total=3600, sock_connect=10)
+KEEP_ALIVE_S = 3.0
+RETRY_AFTER_S = 5
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class _Definition(Struct):
+    name: str
+
+
+class _Error(Struct):
+    message: str = ""
+    code: str | None = None
+
+
+class _Refusal(Struct):
+    error: _Error
+
+
+class OverHttp:
+    """The environment called `name` at `url`. What its tools are is asked once."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self._name = name
+        self._url = url
+        self._session: aiohttp.ClientSession | None = None
+        self._definitions: bytes | None = None
+        self._tool_names: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Nothing is asked yet: the environment may come up after its agent."""
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def tools(self) -> bytes:
+        if self._definitions is None:
+            definitions = _passed(await self.ask("GET", "tools", b"", {})).body
+            self._tool_names = tuple(each.name for each in msgspec.json.decode(definitions, type=list[_Definition]))
+            self._definitions = definitions
+        return self._definitions
+
+    async def seed(self, row: InputRow, cookies: Cookies) -> Episode:
+        await self.tools()
+        _passed(await self.ask("POST", "seed_session", row.body, cookies))
+        return _EpisodeThere(self, self._tool_names, cookies)
+
+    async def resume(self, cookies: Cookies) -> Episode:
+        await self.tools()
+        return _EpisodeThere(self, self._tool_names, cookies)
+
+    async def ask(self, method: str, path: str, body: bytes, cookies: Cookies) -> Reply:
+        """The answer, whatever its status. Raises EngineUnavailable and UpstreamError where there is none."""
+        url = f"{self._url}/{path}"
+        try:
+            return await self._asked(method, url, body, cookies)
+        except aiohttp.ClientConnectorError as error:
+            message = f"No connection to the resources server {self._name} at {self._url}: {error.strerror or error}."
+            raise EngineUnavailable(message, retry_after_s=RETRY_AFTER_S) from error
+        except asyncio.TimeoutError as error:
+            message = f"No answer from {url} within {TIMEOUT.total:.0f} s."
+            raise UpstreamError(message, status=504, code="resources_timeout") from error
+        except (aiohttp.ClientError, OSError) as error:
+            message = f"The connection to {url} broke before its answer was complete: {error or type(error).__name__}"
+            raise UpstreamError(message, status=502, code="resources_connection_lost") from error
+
+    async def _asked(self, method: str, url: str, body: bytes, cookies: Cookies) -> Reply:
+        headers = _JSON | _cookie_line(cookies)
+        async with self._open().request(method, url, data=body or None, headers=headers) as answer:
+            for line in answer.headers.getall("Set-Cookie", ()):
+                name, _, value = line.split(";", 1)[0].partition("=")
+                cookies[name.strip().encode()] = value.encode()
+            return Reply(answer.status, await answer.read(), JSON + _retry_after(answer.headers))
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=TIMEOUT,
+                trust_env=False,
+            )
+        return self._session
+
+
+class _EpisodeThere:
+    __slots__ = ("_environment", "_tool_names", "_cookies")
+
+    def __init__(self, environment: OverHttp, tool_names: tuple[str, ...], cookies: Cookies) -> None:
+        self._environment = environment
+        self._tool_names = tool_names
+        self._cookies = cookies
+
+    async def call(self, name: str, arguments: str) -> str:
+        if name not in self._tool_names:
+            return unknown_tool(name, self._tool_names).text
+        answer = await self._environment.ask("POST", name, arguments.encode() or b"{}", self._cookies)
+        if answer.status == 422 and (refused := _refusal(answer.body)).code == TOOL_ERROR:
+            return refused.message
+        return _text(_passed(answer).body)
+
+    async def verify(self, row: InputRow, response: bytes) -> bytes:
+        body = encode(row.fields | {RESPONSE: msgspec.Raw(response)})
+        return on_one_line(_passed(await self._environment.ask("POST", "verify", body, self._cookies)).body)
+
+
+def _retry_after(headers: Mapping[str, str]) -> Headers:
+    value = headers.get("Retry-After")
+    return () if value is None else ((b"retry-after", value.encode("latin-1")),)
+
+
+def _passed(answer: Reply) -> Reply:
+    """The answer, unless it is an error: that goes on to whoever asked the agent."""
+    if answer.status != 200:
+        raise Refused(answer)
+    return answer
+
+
+def _text(result: bytes) -> str:
+    """A tool's answer as the model reads it: text as it is, anything else as JSON."""
+    found: Any = msgspec.json.decode(result) if result[:1] == b'"' else result.decode()
+    return str(found)
+
+
+def _refusal(body: bytes) -> _Error:
+    try:
+        return msgspec.json.decode(body, type=_Refusal).error
+    except msgspec.DecodeError:
+        return _Error()
+
+
+def _cookie_line(cookies: Mapping[bytes, bytes]) -> dict[str, str]:
+    line = b"; ".join(b"%s=%s" % pair for pair in cookies.items())
+    return {"Cookie": line.decode("latin-1")} if line else {}

@@ -1,0 +1,81 @@
+"""The base of an environment: its tools are typed async methods, and `verify` says what a rollout is worth.
+
+It is an application of its own (`resources_http`), and answers the agents of its process as an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from local_vllm.config.environment_settings import ResourcesServerSettings
+from local_vllm.config.schema import RESOURCES
+from local_vllm.environments.episodes import Episodes
+from local_vllm.environments.resources_http import ResourcesHttp
+from local_vllm.environments.rollout import Rollout, Verdict
+from local_vllm.environments.sessions import SessionTable
+from local_vllm.serving.asgi import Limits, Receive, Scope, Send, answer_http, answer_lifespan, refuse_websocket
+from local_vllm.serving.neighbours import Neighbours
+
+LIMITS = Limits()
+
+
+class ResourcesServer:
+    """Derive from it, mark tools with `@tool`, and write `verify`.
+
+    `Settings` is what the config can say, `Row` what a row has to hold (any type that pydantic knows), and
+    `Session` makes what the tools of one rollout share, anew for each.
+    """
+
+    kind: ClassVar[str] = RESOURCES
+    Settings: ClassVar[type[ResourcesServerSettings]] = ResourcesServerSettings
+    Row: ClassVar[Any] = dict[str, Any]
+    Session: ClassVar[Callable[[], Any]] = dict
+
+    # Of sessions over HTTP. One inside an agent lives as long as its rollout.
+    max_sessions: ClassVar[int] = 10_000
+    session_idle_s: ClassVar[float] = 3600.0
+
+    def __init__(self, name: str, settings: Any, neighbours: Neighbours) -> None:
+        self.name = name
+        self.settings = settings
+        self.neighbours = neighbours
+        self.episodes = Episodes(self)
+        self.sessions = SessionTable(self.max_sessions, self.session_idle_s, type(self).Session)
+        self._http = ResourcesHttp(name, self.episodes, self.sessions if self._has_sessions else None)
+
+    async def setup(self) -> None:
+        """Load what the environment needs, before its first rollout."""
+
+    async def teardown(self) -> None:
+        """Let go of it."""
+
+    async def seed_session(self, row: Any, session: Any) -> None:
+        """Prepare the session of one rollout. What it raises is an error of the rollout."""
+
+    async def verify(self, rollout: Rollout[Any, Any]) -> Verdict:
+        """What a finished rollout is worth. What it raises is an error of the rollout, never a reward of 0."""
+        raise NotImplementedError("an environment has to define verify")
+
+    @property
+    def _has_sessions(self) -> bool:
+        """Whether anything could be in a session that a later call finds there."""
+        kind = type(self)
+        is_seeded = kind.seed_session is not ResourcesServer.seed_session
+        return is_seeded or kind.Session is not dict or self.episodes.tools_take_sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await answer_http(self._http.routes, LIMITS, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await answer_lifespan(self._start, self._close, receive, send)
+        else:
+            await refuse_websocket(receive, send)
+
+    async def _start(self) -> None:
+        await self.neighbours.start()
+        await self.setup()
+
+    async def _close(self) -> None:
+        await self.teardown()
+        await self.neighbours.close()
