@@ -15,6 +15,7 @@ from local_vllm.runs.ingress import Ingress, own_ingress, shared_ingress, stated
 from local_vllm.runs.janitor import janitor
 from local_vllm.runs.record import RunRecord
 from local_vllm.runs.serve_start import refuse_taken_names, remove_applications, start_serve
+from local_vllm.runs.session_secret import session_secret
 from local_vllm.runs.tenancy import ServeShare, Tenant
 from local_vllm.runs.threads import in_thread
 from local_vllm.serving.deploy import GATEWAY, Deployment, Mount
@@ -43,7 +44,7 @@ async def applications(
     Raises:
         RunError: another run's applications have our names, or Serve cannot be reached from here.
     """
-    deployment = Deployment(config.servers)
+    deployment = Deployment(config.servers, session_secret(), record.run_id)
     joined = cluster.guard is None
     async with AsyncExitStack() as stack:
         async with tenant.serve() as share:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from local_vllm.runs.applications import Deployed
     from local_vllm.runs.tenancy import Tenant
 
+# What is done inside a run, once all its servers answer. Cancelling it asks it to come to its end.
+Job = Callable[[RunRecord], Awaitable[None]]
+
 DRAIN_DEADLINE_S = 300.0
 SAY_AGAIN_S = 5.0
 
@@ -49,6 +52,8 @@ class Run:
         self.cluster: RunCluster | None = None
         self.tenant: Tenant | None = None
         self.record: RunRecord | None = None
+        self._job: Job | None = None
+        self._doing: asyncio.Task[None] | None = None
         self._unwinding = False
         self.signals = StopSignals(first=self._stop, second=self._stop_at_once)
 
@@ -68,6 +73,14 @@ class Run:
         if self.signals.count:
             self.console.print("Stopped; nothing is left running.")
 
+    async def do(self, job: Job) -> None:
+        """The same with the end of `job` for a signal. Signals during the job go to it, each as a cancellation.
+
+        Raises what `serve` and the job raise. Without an exception the job may not have been begun: a signal came first.
+        """
+        self._job = job
+        await self.serve()
+
     async def _serve(self) -> None:
         check_machine(self.config)
         for dead in records.sweep():
@@ -84,6 +97,8 @@ class Run:
             engines = await self._bring_up(stack)
         self.console.print(servers_table(self.record))
         self.console.print(f"Logs: {self.record.logs}    Stop: Ctrl-C", soft_wrap=True)
+        if self._job is not None:
+            return await self._do(self._job, engines)
         try:
             await self._until_all_engines_ended(engines)
         except asyncio.CancelledError:
@@ -106,10 +121,12 @@ class Run:
         self.progress.step("Ray Serve", "starting")
         deployed = await stack.enter_async_context(serving)
         try:
-            await until_ready(engines, deployed, self._tell_serve_answers)
+            unreachable = await until_ready(engines, deployed, self._tell_serve_answers)
         except ClusterError:
             keep_serve_logs(self.record)
             raise
+        for message in unreachable:
+            self.console.print(f"Warning: {message}")
         self._keep(cluster=await in_thread(read_cluster))
         return engines
 
@@ -191,6 +208,18 @@ class Run:
             if self.cluster.guard is not None and self.cluster.guard.poll() is not None:
                 raise ClusterError(f"Ray has ended; its output is in {self.record.logs}")
 
+    async def _do(self, job: Job, engines: Sequence) -> None:
+        """Until the job has ended; it is asked to when there is nothing left to serve it."""
+        self._doing = asyncio.ensure_future(job(self.record))
+        watching = asyncio.create_task(self._until_all_engines_ended(engines))
+        await asyncio.wait([self._doing, watching], return_when=asyncio.FIRST_COMPLETED)
+        if not self._doing.done():
+            self._doing.cancel()
+            await asyncio.wait([self._doing])
+            watching.result()
+        watching.cancel()
+        self._doing.result()
+
     async def _drain(self, engines: Sequence) -> None:
         """Refuse new requests and wait for those in flight, saying so."""
         self.console.print("Stopping.")
@@ -209,10 +238,13 @@ class Run:
         if self._unwinding:
             self.console.print("Already stopping; once more stops at once.")
         else:
-            self._task.cancel()
+            (self._doing or self._task).cancel()
 
     def _stop_at_once(self) -> None:
         """The private cluster's guard ends every process; nothing else of ours outlives this one."""
+        if self._doing is not None and not self._doing.done():
+            self._doing.cancel()
+            return
         # Before the cluster is up its guard ends with this process, and the next run sweeps up after it.
         if self.cluster is not None and self.cluster.guard is not None:
             self.cluster.guard.close(at_once=True)

@@ -5,9 +5,6 @@ What runs in a replica is made there, by the functions below, from settings that
 
 from __future__ import annotations
 
-import hashlib
-import random
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -58,17 +55,19 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The servers of a run, and the secret that signs their session cookies."""
+    """The servers of a run. `secret` signs their session cookies; `run` tells the run's response stores from others'."""
 
     servers: tuple[ServerConfig, ...]
-    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    secret: bytes = field(repr=False)
+    run: str
 
     def model_server(self, name: str) -> ModelServer:
         """Build one server. Called in the replica that is to run it."""
         return self._model_server(name, self._replica())
 
     def _replica(self) -> Replica:
-        return Replica(self.secret, first=random.randrange(1 << 16), stores=SharedStores(self._run))
+        """Each replica of a server begins with an endpoint of its own, so that they do not all take the same in turn."""
+        return Replica(self.secret, first=serve.get_replica_context().rank.rank, stores=SharedStores(self.run))
 
     def _model_server(self, name: str, replica: Replica) -> ModelServer:
         config = self._config(name)
@@ -108,11 +107,7 @@ class Deployment:
         Raises ConfigError when an SQLite file cannot be used.
         """
         settings = [config.settings for config in self.servers if isinstance(config.settings, ChatSettings)]
-        return store_hosts(self._run, [store_setting(each) for each in settings])
-
-    @property
-    def _run(self) -> str:
-        return hashlib.blake2b(self.secret, digest_size=6).hexdigest()
+        return store_hosts(self.run, [store_setting(each) for each in settings])
 
     def _config(self, name: str) -> ServerConfig:
         return next(config for config in self.servers if config.name == name)

@@ -21,7 +21,7 @@ YOUNG_OBJECTS = 20_000
 @dataclass(frozen=True, slots=True)
 class Replica:
     """`secret` signs session cookies and is one for the whole deployment. `first` is where this replica
-    begins to count new sessions: best a random number when there are several.
+    begins to count new sessions: its number where there are several.
     """
 
     secret: bytes

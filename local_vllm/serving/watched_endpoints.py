@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from local_vllm.serving.endpoints import Endpoint, NotReady, Ready
 from local_vllm.serving.engine_watch import LOOK_EVERY_S, EngineWatch
 
+# The state of a server none of whose engines can be reached.
+UNREACHABLE = "unavailable"
+
 
 class WatchedEndpoints:
     """Until `start`, all of them are taken to be there."""
@@ -40,7 +43,7 @@ class WatchedEndpoints:
     def _settle(self) -> None:
         there = [watch for watch in self._watches if watch.problem is None]
         if not there:
-            self._state = NotReady("unavailable", " ".join(watch.problem or "" for watch in self._watches))
+            self._state = NotReady(UNREACHABLE, " ".join(watch.problem or "" for watch in self._watches))
             return
         endpoints = tuple(watch.endpoint for watch in there)
         if endpoints != self._endpoints:
