@@ -121,12 +121,10 @@ class Run:
         self.progress.step("Ray Serve", "starting")
         deployed = await stack.enter_async_context(serving)
         try:
-            unreachable = await until_ready(engines, deployed, self._tell_serve_answers)
+            await until_ready(engines, deployed, self._tell_serve_answers)
         except ClusterError:
             keep_serve_logs(self.record)
             raise
-        for message in unreachable:
-            self.console.print(f"Warning: {message}")
         self._keep(cluster=await in_thread(read_cluster))
         return engines
 

@@ -1,0 +1,136 @@
+"""One call to one agent over HTTP: a rollout comes back, or the class of what went wrong.
+
+Retries and pauses are left to collect.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from local_vllm.rollouts.failures import Failed, Failure, failure_of
+from local_vllm.rollouts.results import Timings, Verified, timings, verified
+
+# A rollout may be many turns in a long queue; this only ends what would never end.
+ROLLOUT_DEADLINE_S = 2 * 3600.0
+CONNECT_DEADLINE_S = 30.0
+HEALTH_DEADLINE_S = 10.0
+KEEP_ALIVE_S = 3.0
+MESSAGE_CHARACTERS = 2000
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    code: str | int | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _Error
+
+
+class Answered(NamedTuple):
+    """An attempt that succeeded."""
+
+    rollout: Verified
+    timings: Timings
+    model_server: str | None
+
+
+class Agents:
+    """The agents of a collection, each at `url_of(name)`, over one pool of `concurrency` connections."""
+
+    def __init__(
+        self, url_of: Callable[[str], str], concurrency: int, deadline_s: float = ROLLOUT_DEADLINE_S
+    ) -> None:
+        self._url_of = url_of
+        self._concurrency = concurrency
+        self._timeout = aiohttp.ClientTimeout(total=deadline_s, sock_connect=CONNECT_DEADLINE_S)
+        self._deadline_s = deadline_s
+        self._run_urls: dict[str, URL] = {}
+
+    async def __aenter__(self) -> Agents:
+        # One more than is in flight, for the look at an agent's health.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._concurrency + 1, keepalive_timeout=KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Content-Type": "application/json"},
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+            auto_decompress=False,
+            trust_env=False,
+            read_bufsize=1 << 20,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def run(self, agent: str, body: bytes) -> Answered | Failed:
+        """Roll one row out, once."""
+        begun = time.perf_counter()
+        try:
+            async with self._session.post(self._run_url(agent), data=body, timeout=self._timeout) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            return _failed(error, self._url_of(agent), self._deadline_s)
+        if answer.status != 200:
+            return _refused(answer, content)
+        try:
+            rollout = verified(content)
+        except (ValueError, msgspec.MsgspecError) as error:
+            shown = content[:200].decode(errors="replace")
+            return Failed(Failure.INVALID_ANSWER, f"The answer is no rollout: {error}. It begins: {shown}", 200)
+        headers = answer.headers
+        took = timings(time.perf_counter() - begun, headers.get("server-timing", ""))
+        return Answered(rollout, took, headers.get("x-model-server"))
+
+    async def absence(self, agent: str) -> Failed | None:
+        """Why an agent cannot answer now; None when its health is good."""
+        url = f"{self._url_of(agent)}/health"
+        limit = aiohttp.ClientTimeout(total=HEALTH_DEADLINE_S)
+        try:
+            async with self._session.get(url, timeout=limit) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            return _failed(error, url, HEALTH_DEADLINE_S)
+        return None if answer.status == 200 else _refused(answer, content)
+
+    def _run_url(self, agent: str) -> URL:
+        url = self._run_urls.get(agent)
+        if url is None:
+            url = self._run_urls[agent] = URL(f"{self._url_of(agent)}/run")
+        return url
+
+
+def _failed(error: Exception, url: str, deadline_s: float) -> Failed:
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        reason = getattr(error, "strerror", None) or error
+        return Failed(Failure.NO_CONNECTION, f"No connection to {url}: {reason}")
+    if isinstance(error, asyncio.TimeoutError):
+        return Failed(Failure.TIMEOUT, f"No answer from {url} within {deadline_s:.0f} s")
+    return Failed(Failure.CONNECTION_LOST, f"The connection to {url} broke: {error or type(error).__name__}")
+
+
+def _refused(answer: aiohttp.ClientResponse, content: bytes) -> Failed:
+    wait = 0.0
+    with suppress(ValueError):
+        wait = max(0.0, float(answer.headers.get("retry-after", 0)))
+    return Failed(failure_of(answer.status), _message(content) or f"status {answer.status}", answer.status, wait)
+
+
+def _message(content: bytes) -> str:
+    try:
+        error = msgspec.json.decode(content, type=_ErrorBody).error
+    except msgspec.MsgspecError:
+        return content[:MESSAGE_CHARACTERS].decode(errors="replace").strip()
+    coded = f"{error.code}: {error.message}" if error.code else error.message
+    return coded[:MESSAGE_CHARACTERS]

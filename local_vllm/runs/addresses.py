@@ -1,0 +1,102 @@
+"""Where the servers of a running `ng_run` answer: from the records on this machine, and from a Ray cluster."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from local_vllm.cluster.machine import reachable_host
+from local_vllm.config.nearest import did_you_mean
+from local_vllm.config.schema import AGENTS, MODELS, GlobalSettings
+from local_vllm.errors import RunError
+from local_vllm.runs import status
+from local_vllm.runs.record import RunRecord, ServerRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The servers that can be asked.
+
+    Attributes:
+        servers: name -> the runs that have one of that name.
+        root: where http_host and http_port were given: anything below it may be asked.
+    """
+
+    servers: Mapping[str, Sequence[RunRecord]] = field(default_factory=dict)
+    root: str = ""
+
+    def url_of(self, name: str) -> str:
+        """The URL of a server, without a closing slash. Raises RunError when there is none, or several."""
+        if self.root:
+            return f"{self.root}/{name}"
+        runs = self.servers.get(name, ())
+        if not runs:
+            known = f"; there are {', '.join(self.servers)}" if self.servers else ""
+            raise RunError(f"no running ng_run has a server `{name}`{did_you_mean(name, self.servers)}{known}")
+        if len(runs) > 1:
+            listed = ", ".join(f"{run.title} at {run.serve_url}" for run in runs)
+            raise RunError(f"several runs have a server `{name}`: {listed}; choose with +http_port=...")
+        return f"{runs[0].serve_url}/{name}"
+
+    def check_agent(self, name: str) -> None:
+        """Raises RunError unless `name` is one agent, as far as that is known."""
+        self.url_of(name)
+        servers = [server for run in self.servers.get(name, ()) for server in run.servers]
+        kinds = {server.name: server.kind for server in servers}
+        if kinds.get(name, AGENTS) != AGENTS:
+            agents = [other for other, kind in kinds.items() if kind == AGENTS]
+            there = f"the agents there are {', '.join(agents)}" if agents else "the run has no agent"
+            raise RunError(f"`{name}` is one of {kinds[name]}, and rollouts are made by agents: {there}")
+
+    def models_of(self, agents: Iterable[str]) -> tuple[str, ...]:
+        """What `models_behind` says of these agents; empty where that is not known."""
+        agents = tuple(agents)
+        servers = [server for agent in agents for run in self.servers.get(agent, ()) for server in run.servers]
+        return models_behind(servers, agents)
+
+
+def addresses_of(run: RunRecord) -> Addresses:
+    """The servers of one run."""
+    return Addresses({server.name: (run,) for server in run.servers})
+
+
+def find_addresses(settings: GlobalSettings) -> Addresses:
+    """Where to look for servers: at http_host and http_port where they are given, else at the living runs.
+
+    Raises RunError when nothing runs, and ClusterError when `ray_address` cannot be asked.
+    """
+    if {"http_host", "http_port"} & settings.model_fields_set:
+        return Addresses(root=f"http://{reachable_host(settings.http_host)}:{settings.http_port}")
+    runs = [run for run in status.local_runs() if run.is_alive and run.host == socket.gethostname()]
+    if settings.ray_address:
+        published = status.runs_on_cluster(settings.ray_address)
+        runs = status.together([run for run in runs if run.ray_address == settings.ray_address], published)
+    if not (serving := [run for run in runs if run.serve_url]):
+        where = f"on the cluster at {settings.ray_address}" if settings.ray_address else "on this machine"
+        state = "is serving yet" if runs else "is running"
+        raise RunError(
+            f"no ng_run {state} {where}: start one, give +config_paths=[...] to have the servers brought up, "
+            "+ray_address=... for a cluster's, or +http_host=... +http_port=... for one elsewhere"
+        )
+    names = dict.fromkeys(server.name for run in serving for server in run.servers)
+    return Addresses({name: [run for run in serving if _has(run, name)] for name in names})
+
+
+def _has(run: RunRecord, name: str) -> bool:
+    return any(server.name == name for server in run.servers)
+
+
+def models_behind(servers: Iterable[ServerRecord], agents: Iterable[str]) -> tuple[str, ...]:
+    """The models that these agents, and the environments that they use, ask; sorted."""
+    by_name = {server.name: server for server in servers}
+    reached: dict[str, ServerRecord] = {}
+    waiting = list(agents)
+    while waiting:
+        server = by_name.get(name := waiting.pop())
+        if server is not None and name not in reached:
+            reached[name] = server
+            waiting += server.uses
+    # A proxy serves the model of a server that it uses.
+    serving = (server for server in reached.values() if server.kind == MODELS and not server.uses)
+    return tuple(sorted({server.model for server in serving}))
