@@ -121,10 +121,12 @@ class Run:
         self.progress.step("Ray Serve", "starting")
         deployed = await stack.enter_async_context(serving)
         try:
-            await until_ready(engines, deployed, self._tell_serve_answers)
+            unreachable = await until_ready(engines, deployed, self._tell_serve_answers)
         except ClusterError:
             keep_serve_logs(self.record)
             raise
+        for message in unreachable:
+            self.console.print(f"Warning: {message}")
         self._keep(cluster=await in_thread(read_cluster))
         return engines
 
