@@ -66,7 +66,7 @@ def completion_body(chat: Mapping[str, Any], render: Render | None, *, param: st
     fields: Fields = {name: value for name, value in chat.items() if name not in _LEFT_OUT}
     fields["prompt"] = _prompt(chat, render, param)
     if render is not None:
-        fields["add_special_tokens"] = False
+        fields.setdefault("add_special_tokens", False)
     # Completions end after 16 tokens unless they are told that there is no such limit.
     fields["max_tokens"] = chat.get("max_completion_tokens")
     if _value(chat, "logprobs"):

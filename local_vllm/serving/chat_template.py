@@ -7,6 +7,9 @@ from typing import Any
 
 from local_vllm.errors import ConfigError, Problem, RequestError
 
+# What transformers takes beside the variables, and a request must not decide: vLLM refuses the two as well.
+_OURS = frozenset({"chat_template", "tokenize"})
+
 
 class ChatTemplate:
     """The template that comes with the tokenizer of `model`: a Hub id or a folder.
@@ -28,7 +31,10 @@ class ChatTemplate:
 
     def render(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
         """The prompt, up to where the model goes on. Raises RequestError when the template refuses it."""
-        given = {"add_generation_prompt": True} | dict(variables)
+        if not _OURS.isdisjoint(variables):
+            message = f"Invalid 'chat_template_kwargs': {', '.join(sorted(_OURS))} cannot be set by a request."
+            raise RequestError(message, param="chat_template_kwargs", code="invalid_value")
+        given = {"add_generation_prompt": not variables.get("continue_final_message")} | dict(variables)
         try:
             return self._tokenizer.apply_chat_template(messages, tokenize=False, **given)
         except Exception as error:
