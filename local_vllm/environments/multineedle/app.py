@@ -58,4 +58,4 @@ class MultiNeedle(ResourcesServer):
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(" .\"'")
+    return " ".join(text.casefold().split()).strip(" .\"'").removeprefix("the ")

@@ -1,0 +1,19 @@
+"""What the servers' tests stand on is used here too: an engine at the HTTP boundary, and uvicorn around an application."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "serving"))
+
+from rollout_world import ScriptedEngine, scripted_engine  # noqa: E402
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    async with scripted_engine() as stand_in:
+        yield stand_in
