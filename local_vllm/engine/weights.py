@@ -50,19 +50,8 @@ class NodeWeights:
         return str(default_model_folder())
 
     def build_default_model(self, folder: str) -> None:
-        """Make `folder` hold the default model; at once if it does.
-
-        Raises EngineStartError: it cannot be written.
-        """
-        from local_vllm.cpu.default_model import build_default_model
-
-        try:
-            build_default_model(Path(folder))
-        except OSError as error:
-            raise EngineStartError(
-                f"the default model cannot be built in {folder}: {error.strerror or error}; make room there, "
-                "or set XDG_CACHE_HOME to a folder that can be written"
-            ) from error
+        """Make `folder` hold the default model. Raises EngineStartError: it cannot be written."""
+        provide_default_model(folder)
 
     def find(self, wanted: WantedModel) -> Snapshot:
         """What is to be loaded of a model. Raises EngineStartError: there is no such thing."""
@@ -126,6 +115,22 @@ def default_model_folder() -> Path:
     """Where the default model is built on this machine: below the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "local_vllm" / DEFAULT_MODEL
+
+
+def provide_default_model(folder: str) -> None:
+    """Make `folder` hold the default model; at once if it does.
+
+    Raises EngineStartError: it cannot be written.
+    """
+    from local_vllm.cpu.default_model import build_default_model
+
+    try:
+        build_default_model(Path(folder))
+    except OSError as error:
+        raise EngineStartError(
+            f"the default model cannot be built in {folder}: {error.strerror or error}; make room there, "
+            "or set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def read_model_config(weights: str, hf_home: Path) -> dict[str, object]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from local_vllm.engine.foreseen import foreseen_weights
+from local_vllm.engine.spec import DEFAULT_MODEL
+from local_vllm.engine.weights import provide_default_model
 from local_vllm.errors import ConfigError, Problem, RequestError
 
 # What transformers takes beside the variables, and a request must not decide: vLLM refuses the two as well.
@@ -12,18 +16,19 @@ _OURS = frozenset({"chat_template", "tokenize"})
 
 
 class ChatTemplate:
-    """The template that comes with the tokenizer of `model`: a Hub id or a folder.
+    """The template that comes with the tokenizer of `model`: a Hub id, a folder, or the default model. What is
+    fetched from the Hub is looked for in `cache` first, a Hub cache; None: that of the environment.
 
     Raises:
         ConfigError: it cannot be loaded, or has no chat template.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, cache: Path | None = None) -> None:
         # Seconds to import, and needed by few servers.
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            self._tokenizer = AutoTokenizer.from_pretrained(_place(model), cache_dir=cache)
         except Exception as error:
             raise _unusable(f"the tokenizer of {model} cannot be loaded ({error})") from error
         if not self._tokenizer.chat_template:
@@ -40,6 +45,14 @@ class ChatTemplate:
         except Exception as error:
             message = f"The chat template does not take these messages: {error}"
             raise RequestError(message, param="input", code="invalid_value") from error
+
+
+def _place(model: str) -> str:
+    """What vLLM loads for it. An engine may be about to build the default model, perhaps on another node."""
+    place = foreseen_weights(model)
+    if model == DEFAULT_MODEL:
+        provide_default_model(place)
+    return place
 
 
 def _unusable(what: str) -> ConfigError:

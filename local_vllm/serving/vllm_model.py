@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from local_vllm.config.schema import ChatSettings, VLLMModelSettings
+from local_vllm.config.schema import ChatSettings, LocalVLLMModelSettings, VLLMModelSettings
 from local_vllm.protocol.completions import Render
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
@@ -56,7 +56,8 @@ def _somebody_elses(settings: VLLMModelSettings) -> WatchedEndpoints:
 def _render(settings: ChatSettings, model: str | None) -> Render | None:
     if not settings.use_completions_api or not settings.render_chat_template:
         return None
-    return ChatTemplate(settings.tokenizer or model or settings.model).render
+    cache = settings.resolved_hf_home() / "hub" if isinstance(settings, LocalVLLMModelSettings) else None
+    return ChatTemplate(settings.tokenizer or model or settings.model, cache).render
 
 
 def store_setting(settings: ChatSettings) -> StoreSetting:

@@ -87,6 +87,13 @@ def test_a_tokenizer_that_is_not_there_or_has_no_template_is_an_error_of_the_con
         ChatTemplate(str(tmp_path))
 
 
+def test_the_default_model_is_known_by_its_name(
+    template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert ChatTemplate("local-vllm-default").render(HELLO, {}) == template.render(HELLO, {})
+
+
 # ---- over HTTP
 
 
