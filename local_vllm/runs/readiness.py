@@ -41,7 +41,7 @@ async def until_ready(
                 serve_ready.result()
             await asyncio.sleep(LOOK_AGAIN_S)
         serve_ready.result()
-        return await _unless_an_engine_fails(engines, _until_all_answer(deployed.url))
+        return await _unless_an_engine_fails(engines, until_all_answer(deployed.url))
     finally:
         serve_ready.cancel()
 
@@ -73,7 +73,8 @@ async def _until_serve_answers(deployed: Deployed, serve_answers: Callable[[], N
     serve_answers()
 
 
-async def _until_all_answer(url: str) -> list[str]:
+async def until_all_answer(url: str) -> list[str]:
+    """Wait for the gateway's servers, but not for engines of somebody else's; gives what is said of those."""
     servers = (await _until_health(url, _all_answer))["servers"]
     return [f"{name}: {state['message']}" for name, state in servers.items() if state["status"] == UNREACHABLE]
 

@@ -14,9 +14,11 @@ import uvicorn
 from servers_under_test import model_server
 from stand_in_engine import MODEL, StandInEngine, closed_port, serving
 
+from local_vllm.runs.readiness import until_all_answer
 from local_vllm.serving import engine_watch
 from local_vllm.serving.endpoints import NotReady, Ready
 from local_vllm.serving.engine_watch import waiting_by_rank
+from local_vllm.serving.gateway import Gateway
 from local_vllm.serving.watched_endpoints import WatchedEndpoints
 
 pytestmark = pytest.mark.timeout(30)
@@ -152,6 +154,18 @@ async def test_a_server_without_any_engine_says_503_and_lists_no_model_until_one
             assert await say(client, address) == "Here I am"
             async with client.get(f"{address}/v1/models") as answer:
                 assert len((await answer.json())["data"]) == 1
+
+
+async def test_a_run_does_not_wait_for_engines_of_somebody_elses_but_names_those_that_it_cannot_reach() -> None:
+    url = f"http://127.0.0.1:{closed_port()}/v1"
+    async with listening(Told(), closed_port()) as there_url:
+        servers = [
+            model_server(WatchedEndpoints([where], "EMPTY", MODEL), name=name)
+            for name, where in (("policy_model", there_url), ("judge_model", url))
+        ]
+        async with serving(Gateway(servers)) as address:
+            (message,) = await until_all_answer(address)
+    assert message.startswith(f"judge_model: No connection to the engine at {url}: ")
 
 
 @asynccontextmanager
