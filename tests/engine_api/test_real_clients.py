@@ -1,6 +1,6 @@
 """Clients that were made for OpenAI's API, against a real engine: what each got, not only that it did not fail.
 
-All of them know only the base URL. Codex CLI comes from npm, which needs Node.js and the network.
+All of them know only the base URL. Codex CLI and the AI SDK come from npm, which needs Node.js and the network.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CITIES = ("Paris", "Oslo")
 ASKED = "CALL:" + json.dumps([{"name": "get_weather", "arguments": {"city": city}} for city in CITIES])
 TOLD = "The tools answered: 18 degrees in Paris; 18 degrees in Oslo"
 CODEX = "@openai/codex@0.169.0"
+AI_SDK = ("ai@6.0.326", "@ai-sdk/openai@3.0.141")
 
 
 class City(BaseModel):
@@ -148,13 +149,17 @@ def langchain(run: NgRun, **more: str) -> ChatOpenAI:
 
 @pytest.fixture(scope="session")
 def codex(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return from_npm(tmp_path_factory.mktemp("codex"), CODEX) / ".bin/codex"
+
+
+def from_npm(folder: Path, *packages: str) -> Path:
+    """The folder of modules with these packages in it."""
     npm = shutil.which("npm")
-    assert npm, "Codex CLI comes by npm, which was not found: install Node.js 20 or newer"
-    folder = tmp_path_factory.mktemp("codex")
-    command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), CODEX]
+    assert npm, "npm was not found: install Node.js 20 or newer"
+    command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), *packages]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    return folder / "node_modules/.bin/codex"
+    return folder / "node_modules"
 
 
 def test_codex_runs_a_command_that_the_model_asked_for(run: NgRun, codex: Path, tmp_path: Path) -> None:
@@ -185,3 +190,21 @@ def test_codex_runs_a_command_that_the_model_asked_for(run: NgRun, codex: Path, 
     assert [item["text"] for item in items if item["type"] == "agent_message"] == ["all done"]
     (turn,) = [event for event in events if event["type"] == "turn.completed"]
     assert turn["usage"]["output_tokens"] > 0
+
+
+# ---- the Vercel AI SDK
+
+
+def test_the_ai_sdk_runs_a_tool_loop_whole_and_streamed(run: NgRun, tmp_path: Path) -> None:
+    from_npm(tmp_path, *AI_SDK)
+    program = tmp_path / "loop.mjs"
+    shutil.copy(Path(__file__).with_name("ai_sdk_loop.mjs"), program)
+    command = ["node", program, f"{run.url}/v1", ASKED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert (got["whole"], got["steps"]) == (TOLD, 2)
+    assert ("".join(got["pieces"]), got["streamedSteps"]) == (TOLD, 2)
+    assert len(got["pieces"]) > 3
+    assert got["parsed"] == {"name": "Oslo", "size": 7}
+    assert got["usage"]["outputTokens"] > 0
