@@ -50,7 +50,7 @@ class _Item(Struct, gc=False):
     name: str = ""
     arguments: str = ""
     call_id: str = ""
-    output: str | Raw = ""
+    output: Raw = Raw(b'""')
 
 
 class _Response(Struct, gc=False):
@@ -123,9 +123,14 @@ def _text(item: _Item) -> str:
     return "".join(part.text for part in item.content or () if part.type in ("output_text", "input_text", "text"))
 
 
-def _call(item: _Item, output: str | Raw | None) -> Call:
+def _call(item: _Item, output: Raw | None) -> Call:
     try:
         arguments = _decode_arguments(item.arguments)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         arguments = None
-    return Call(item.name, arguments, bytes(output).decode() if isinstance(output, Raw) else output)
+    return Call(item.name, arguments, None if output is None else _output(bytes(output)))
+
+
+def _output(answered: bytes) -> str:
+    """A text as it is; parts of another kind as JSON."""
+    return str(msgspec.json.decode(answered)) if answered[:1] == b'"' else answered.decode()
