@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -115,9 +115,11 @@ class Collector:
                 async with Progress(self._console, self._tally, lambda: self._outage.agent).shown():
                     await self._work_until_done_or_stopped()
         summary = self._summary()
-        keep_summary(summary, self._collection.paths)
         if self._broken is not None:
+            with suppress(OSError):
+                keep_summary(summary, self._collection.paths)
             raise self._broken
+        keep_summary(summary, self._collection.paths)
         return summary
 
     def _begin(self, stack: ExitStack) -> None:

@@ -64,7 +64,8 @@ class Progress:
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[None]:
         """Show it while the block runs, and where it stood at its end."""
-        show = self._show_live if self._console.is_terminal else self._show_lines
+        draws = self._console.is_terminal and not self._console.is_dumb_terminal
+        show = self._show_live if draws else self._show_lines
         self._samples.append(self._sample())
         task = asyncio.create_task(show())
         try:
