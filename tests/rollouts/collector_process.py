@@ -19,7 +19,7 @@ from typing import Any
 from stand_in_agent import AGENT
 
 NG_COLLECT_ROLLOUTS = Path(sys.executable).parent / "ng_collect_rollouts"
-DEADLINE_S = 120
+DEADLINE_S = 1200
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
