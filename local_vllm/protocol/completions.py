@@ -30,6 +30,9 @@ _LEFT_OUT = frozenset(
         *"include_reasoning return_prompt_text logprobs top_logprobs max_completion_tokens".split(),
     }
 )
+# vLLM ends completions after 16 tokens where no limit is given, null included. One that is too high it refuses,
+# and tells the highest: then it is asked again.
+NO_LIMIT = 2**31 - 1
 
 
 class _Part(Struct, gc=False):
@@ -67,8 +70,7 @@ def completion_body(chat: Mapping[str, Any], render: Render | None, *, param: st
     fields["prompt"] = _prompt(chat, render, param)
     if render is not None:
         fields.setdefault("add_special_tokens", False)
-    # Completions end after 16 tokens unless they are told that there is no such limit.
-    fields["max_tokens"] = chat.get("max_completion_tokens")
+    fields["max_tokens"] = chat.get("max_completion_tokens", NO_LIMIT)
     if _value(chat, "logprobs"):
         fields["logprobs"] = chat.get("top_logprobs", 0)
     return _encode(fields)

@@ -24,10 +24,10 @@ from local_vllm.protocol.fold import Fold
 from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.native import NativeRequests
-from local_vllm.protocol.overflow import Overflow, find_overflow
+from local_vllm.protocol.overflow import Overflow, find_overflow, limit_that_fits
 from local_vllm.protocol.passthrough import read_chat, without_developer
 from local_vllm.protocol.peek import peek_model
-from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields
+from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields, with_lower_limit
 from local_vllm.protocol.reasoning import THINK, ThinkSplitter, ends_in_opening, opens_in_reasoning
 from local_vllm.protocol.request import OpenAIFields, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
@@ -248,6 +248,14 @@ class Converter:
         fold.add(message)
         fold.finish(cut_off=cut_off)
         return fold.items
+
+    def with_limit_that_fits(self, call: ChatCall, status: int, answer: bytes) -> ChatCall | None:
+        """The call to make instead of one that the engine refused for its limit on tokens alone."""
+        limit = limit_that_fits(status, read_engine_error(answer))
+        if limit is None or call.path not in (CHAT, COMPLETIONS):
+            return None
+        body = with_lower_limit(call.body, limit)
+        return msgspec.structs.replace(call, body=body) if body is not None else None
 
     def from_failure(self, call: ChatCall, status: int, answer: bytes) -> Answer:
         """The engine's error as OpenAI's; a prompt that is too long as an incomplete response, if so set."""

@@ -1,5 +1,5 @@
-"""A prompt that is longer than the model's context: finds it in an engine's error by the error's type and
-numbers.
+"""A prompt that is longer than the model's context, and a limit on tokens that is: finds them in an engine's error
+by the error's type and numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _NUMBERS = tuple(
     )
 )
 
+# vLLM 0.32 refuses a limit above the whole context; below it, it cuts the limit to what the prompt leaves.
+_LIMIT = re.compile(r"max_(?:completion_)?tokens=\d+ cannot be greater than max_model_len=(?P<limit>\d+)")
+
 
 class Overflow(Struct, frozen=True):
     """How long the prompt was and how long it may be, in the unit of the engine's message (`characters` when
@@ -46,6 +49,12 @@ def find_overflow(status: int, error: EngineFault) -> Overflow | None:
         if found := pattern.search(error.message):
             return _overflow(int(found["asked"]), int(found["limit"]), "characters" in found[0], error)
     return None
+
+
+def limit_that_fits(status: int, error: EngineFault) -> int | None:
+    """The highest limit on tokens that an engine takes, if its error is that a limit was higher."""
+    found = _LIMIT.search(error.message) if status == 400 and error.type in _TYPES else None
+    return int(found["limit"]) if found else None
 
 
 def _overflow(asked: int, limit: int, characters: bool, error: EngineFault) -> Overflow | None:

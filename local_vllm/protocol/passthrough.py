@@ -16,6 +16,7 @@ from local_vllm.protocol.vllm_fields import RESERVED
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_messages = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 _decode_name = msgspec.json.Decoder(str | None).decode
+_decode_switch = msgspec.json.Decoder(bool | None).decode
 _decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
 
 
@@ -27,15 +28,11 @@ class ChatRequest(Struct, frozen=True):
     metadata: dict[str, str] | None
     model: str | None
     session_hint: str | None
-
-    @property
-    def stream(self) -> bool:
-        stream = self.kept.get("stream")
-        return stream is not None and bytes(stream) == b"true"
+    stream: bool
 
 
 def read_chat(body: bytes) -> ChatRequest:
-    """Raises RequestError for a body that is no JSON object."""
+    """Raises RequestError for a body that is no JSON object, and for what is read here and is of another type."""
     check_is_text(body)
     given = decode_part(_decode_fields, body)
     return ChatRequest(
@@ -44,6 +41,7 @@ def read_chat(body: bytes) -> ChatRequest:
         _optional(_decode_metadata, given, "metadata"),
         _optional(_decode_name, given, "model"),
         _optional(_decode_name, given, "prompt_cache_key"),
+        bool(_optional(_decode_switch, given, "stream")),
     )
 
 

@@ -93,6 +93,19 @@ def _kwargs(layer: Fields) -> dict[str, Any]:
     return decode_part(_decode_object, value, "chat_template_kwargs")
 
 
+# ---- limits
+
+_LIMITS = ("max_completion_tokens", "max_tokens")
+_decode_limit = msgspec.json.Decoder(int).decode
+
+
+def with_lower_limit(body: bytes, limit: int) -> bytes | None:
+    """A chat request whose limits on tokens are at most `limit`; None if they are that already."""
+    fields = _decode_object(body)
+    lowered = {name: limit for name in _LIMITS if name in fields and _decode_limit(fields[name]) > limit}
+    return _encode(fields | lowered) if lowered else None
+
+
 # ---- metadata: JSON objects as strings
 
 _METADATA = ("extra_body", "chat_template_kwargs")

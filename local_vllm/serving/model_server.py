@@ -47,6 +47,14 @@ OPEN_KEYS = ("", "dummy", "EMPTY")
 REDACTED = "***"
 
 Keep = Callable[[bytes], None]
+Ask = Callable[[ChatCall, Destination], Awaitable[Answer]]
+
+
+class _LimitTooHigh(Exception):
+    """The engine refused a call for its limit on tokens; `lower` is the one to make instead."""
+
+    def __init__(self, lower: ChatCall) -> None:
+        self.lower = lower
 
 
 class ModelServer:
@@ -124,22 +132,28 @@ class ModelServer:
         if call.settled is not None:
             return self._settled(call, keep)
         respond = self._stream_response if call.stream else self._respond
-        return await self._ask(state, request, call, lambda to: respond(call, to, keep))
+        return await self._ask(state, request, call, lambda call, to: respond(call, to, keep))
 
-    async def _ask(
-        self, state: Ready, request: Request, call: ChatCall, ask: Callable[[Destination], Awaitable[Answer]]
-    ) -> Answer:
+    async def _ask(self, state: Ready, request: Request, call: ChatCall, ask: Ask) -> Answer:
         """Ask the session's engine. One that cannot be reached has heard nothing, so another may be asked."""
         others = len(state.endpoints) - 1
         while True:
             to = self._sessions.choose(state, request.headers, call.session_hint)
             try:
-                return await ask(to)
+                return await self._ask_for_what_fits(call, to, ask)
             except EngineUnavailable:
                 left = self._source.lost(to.endpoint)
                 if not others or isinstance(left, NotReady) or to.endpoint in left.endpoints:
                     raise
                 state, others = left, others - 1
+
+    async def _ask_for_what_fits(self, call: ChatCall, to: Destination, ask: Ask) -> Answer:
+        """An engine that refused a limit on tokens, and told the highest, is asked for that."""
+        while True:
+            try:
+                return await ask(call, to)
+            except _LimitTooHigh as refused:
+                call = refused.lower
 
     def _keep(self, call: ChatCall, supplied: Supplied, body: bytes, answer: bytes) -> None:
         """Hand a response to the store; it is written while nobody waits."""
@@ -214,7 +228,7 @@ class ModelServer:
             return not_ready_reply(self.name, state)
         call = prepare(body, state.endpoints[0].model)
         pass_on = self._pass_stream_on if call.stream else self._pass_on
-        return await self._ask(state, request, call, lambda to: pass_on(call, to))
+        return await self._ask(state, request, call, pass_on)
 
     async def _pass_on(self, call: ChatCall, to: Destination) -> Answer:
         answer = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)
@@ -237,6 +251,8 @@ class ModelServer:
         self, call: ChatCall, status: int, body: bytes, to: Destination, keep: Keep | None = None
     ) -> Reply:
         """The engine's failure as OpenAI's. One that makes a response all the same is given to `keep`."""
+        if lower := self._converter.with_limit_that_fits(call, status, body):
+            raise _LimitTooHigh(lower)
         failure = self._converter.from_failure(call, status, body)
         if failure.status == 200 and keep is not None:
             keep(failure.body)

@@ -38,6 +38,9 @@ class PassThrough:
     def to_response(self, call: ChatCall, answer: bytes) -> Converted:
         return Converted(200, answer)
 
+    def with_limit_that_fits(self, call: ChatCall, status: int, answer: bytes) -> None:
+        """What is refused there is refused here."""
+
     def from_failure(self, call: ChatCall, status: int, answer: bytes) -> Converted:
         if _is_error_object(answer):
             return Converted(status, answer)

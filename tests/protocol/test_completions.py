@@ -10,6 +10,7 @@ from openai.types.responses import Response
 
 from local_vllm.errors import RequestError, UpstreamError
 from local_vllm.protocol.completion_answers import ChatChunks
+from local_vllm.protocol.completions import NO_LIMIT
 from local_vllm.protocol.converter import Converter, tokenize_body
 from local_vllm.protocol.settings import ConverterSettings
 
@@ -37,7 +38,7 @@ def completion(**choice) -> bytes:
 
 
 def test_without_a_template_the_prompt_is_the_texts_one_after_another() -> None:
-    assert sent({"input": "Hello"}) == {"model": "base", "prompt": "Hello", "max_tokens": None}
+    assert sent({"input": "Hello"}) == {"model": "base", "prompt": "Hello", "max_tokens": NO_LIMIT}
     assert sent({"input": ONE_OF_EACH, "instructions": "i"})["prompt"] == "isu1u2a"
 
 
@@ -50,7 +51,7 @@ def test_a_template_makes_the_prompt_and_special_tokens_are_not_added_twice() ->
         "model": "base",
         "prompt": "['user'] {'reasoning_effort': 'low', 'x': 1}",
         "add_special_tokens": False,
-        "max_tokens": None,
+        "max_tokens": NO_LIMIT,
     }
 
 
@@ -97,6 +98,7 @@ def test_the_prompt_of_a_completion_can_be_tokenized() -> None:
         ({"messages": [], "tools": [{}]}, "tools"),
         ({"messages": [], "chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"messages": [], "chat_template": "x"}, "chat_template"),
+        ({"messages": [], "stream": "yes"}, "stream"),
     ],
 )
 def test_a_chat_request_that_cannot_be_a_completion_is_refused(fields, param) -> None:
@@ -173,7 +175,7 @@ def test_a_chat_request_is_answered_in_chat_s_shape() -> None:
 def test_log_probabilities_are_asked_for_when_they_are_wanted(wanted) -> None:
     request = {"messages": [{"role": "user", "content": "a"}], "tools": [], "tool_choice": None, **wanted}
     call = converter().chat_passthrough(json.dumps(request).encode(), "base")
-    assert json.loads(call.body) == {"model": "base", "prompt": "a", "max_tokens": None}
+    assert json.loads(call.body) == {"model": "base", "prompt": "a", "max_tokens": NO_LIMIT}
     call = converter().chat_passthrough(json.dumps({**request, "logprobs": True}).encode(), "base")
     assert json.loads(call.body)["logprobs"] == wanted.get("top_logprobs", 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stand_in_engine import MODEL, StandInEngine
 
 from local_vllm.protocol import Converter, ConverterSettings
+from local_vllm.protocol.completions import Render
 from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.asgi import Limits
 from local_vllm.serving.client import EngineClient, Timeouts
@@ -23,9 +24,10 @@ def model_server(
     settings: ConverterSettings = ConverterSettings(),
     limits: Limits = Limits(),
     timeouts: Timeouts = Timeouts(),
+    render: Render | None = None,
 ) -> ModelServer:
     client = EngineClient(AiohttpTransport(), timeouts)
-    converter = Converter(settings)
+    converter = Converter(settings, render=render)
     return ModelServer(
         name, model, source, converter, client, sessions=Sessions(name, SECRET), limits=limits
     )

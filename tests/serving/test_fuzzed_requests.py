@@ -19,12 +19,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from servers_under_test import model_server, over
+from servers_under_test import SECRET, model_server, over
 from stand_in_engine import StandInEngine, serving
 
+from local_vllm.config.schema import OpenAIModelSettings, VLLMModelSettings
 from local_vllm.protocol.request import OpenAIFields
+from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 from local_vllm.serving.gateway import Gateway
+from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.openai_model import OpenAIModel
+from local_vllm.serving.replica import Replica
+from local_vllm.serving.vllm_model import VLLMModel
 
 BUDGET_S = float(os.environ.get("LOCAL_VLLM_FUZZ_S", "15"))
 ANSWER_S = 5
@@ -47,12 +53,26 @@ class Agreeable(StandInEngine):
     """Answers whatever it is asked, as a stream if that is asked for."""
 
     async def _answer(self, path: str, send: Callable[..., Any]) -> None:
-        asked = self.asked.pop()["body"]
+        asked = self.asked.pop()["body"] or {}
         if not asked.get("stream"):
             return await super()._answer(path, send)
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": STREAM})
+
+
+def servers(stand_in: StandInEngine) -> list[ModelServer]:
+    """One of each way to ask an engine."""
+    replica = Replica(SECRET)
+    base = ConverterSettings(use_completions_api=True)
+    settings = {"base_url": stand_in.base_url, "model": "m", "api_key": "k"}
+    return [
+        model_server(over(stand_in)),
+        model_server(over(stand_in), name="base", settings=base),
+        model_server(over(stand_in), name="rendered", settings=base, render=lambda said, variables: str(said)),
+        VLLMModel("native", VLLMModelSettings(**settings, is_responses_native=True), replica),
+        OpenAIModel("openai", OpenAIModelSettings(**settings, extra_body={"max_tokens": 5}), replica),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +85,7 @@ def port() -> Iterator[int]:
         stand_in = Agreeable()
         async with serving(stand_in, lifespan="off") as engine_address:
             stand_in.base_url = f"{engine_address}/v1"
-            async with serving(Gateway([model_server(over(stand_in))])) as address:
+            async with serving(Gateway(servers(stand_in))) as address:
                 found.append(int(address.rpartition(":")[2]))
                 ready.set()
                 await asyncio.to_thread(leave.wait)
@@ -171,7 +191,20 @@ TOOL_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "mode": st.sampled_from(["auto", "required"]),
 }
 TOOLS = st.lists(fields(**TOOL_FIELDS), max_size=3)
+MESSAGES = st.lists(
+    fields(
+        role=st.sampled_from(["user", "assistant", "system", "tool"]),
+        content=TEXT | st.lists(fields(type=st.sampled_from(["text", "image_url"]), text=TEXT), max_size=2),
+        reasoning=TEXT,
+        tool_calls=st.lists(fields(id=IDS, function=fields(name=TEXT, arguments=st.sampled_from(["{}", "{"])))),
+    )
+    | JUNK,
+    max_size=3,
+)
 KNOWN: dict[str, st.SearchStrategy[Any]] = {
+    "messages": MESSAGES,
+    "logprobs": st.booleans(),
+    "chat_template_kwargs": st.dictionaries(TEXT, JUNK, max_size=2),
     "input": TEXT | ITEMS,
     "instructions": TEXT,
     "tools": TOOLS,
@@ -202,7 +235,8 @@ REQUESTS = st.builds(
     st.dictionaries(st.sampled_from(OTHERS), JUNK, max_size=2),
     st.fixed_dictionaries({}, optional={"input": TEXT | ITEMS}),
 )
-PATHS = st.sampled_from(["/v1/responses", "/v1/chat/completions", "/policy_model/v1/responses"])
+BELOW = ["", "/policy_model", "/base", "/rendered", "/native", "/openai"]
+PATHS = st.sampled_from([f"{server}/v1/{api}" for server in BELOW for api in ("responses", "chat/completions")])
 
 
 @st.composite
@@ -230,7 +264,7 @@ def a_damaged_body(port: int, body: bytes, path: str) -> None:
 @fuzzed
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]),
-    parts=st.lists(st.sampled_from(["v1", "responses", "resp_1", "input_items", "x", "", "%ff", "..", "policy_model"])),
+    parts=st.lists(st.sampled_from(["v1", "responses", "resp_1", "input_items", "cancel", "x", "", "%ff", "..", "native"])),
     query=st.sampled_from(["", "?limit=x", "?limit=%ff&after=", "?order=asc&order=up", "?stream=true", "?&&="]),
 )
 def a_path(port: int, method: str, parts: list[str], query: str) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from servers_under_test import SECRET
-from stand_in_engine import StandInEngine, serving
+from stand_in_engine import StandInEngine, chat_answer, serving
 
 from local_vllm.config.schema import VLLMModelSettings
 from local_vllm.serving.gateway import Gateway
@@ -173,6 +173,65 @@ async def test_a_stream_of_a_base_model_that_breaks_off_says_so(one_engine: Stan
         stream = await client.chat.completions.create(model="m", messages=[], stream=True)
         with pytest.raises(openai.APIError, match="broke"):
             assert [chunk.choices[0].delta.content async for chunk in stream] == ["a"]
+
+
+class Short(StandInEngine):
+    """Takes no limit above its context, as vLLM 0.32."""
+
+    async def _answer(self, path: str, send: Any) -> None:
+        body = self.asked[-1]["body"]
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        if limit > 100:
+            name = "max_tokens" if "completions" in path and "chat" not in path else "max_completion_tokens"
+            message = f"{name}={limit} cannot be greater than max_model_len=100. Please request fewer output tokens."
+            error = {"message": message, "type": "BadRequestError", "param": name, "code": 400}
+            self.status, self.body = 400, json.dumps({"error": error}).encode()
+        else:
+            answer = chat_answer("Hello")
+            answer["choices"][0]["text"] = "Hello"
+            self.status, self.body = 200, json.dumps(answer).encode()
+        await super()._answer(path, send)
+
+
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+async def test_a_limit_above_the_context_is_cut_to_it(base: bool, chat: bool) -> None:
+    short = Short()
+    async with serving(short, lifespan="off") as address:
+        short.base_url = f"{address}/v1"
+        async with a_client(short, use_completions_api=base) as client:
+            if chat:
+                messages = [{"role": "user", "content": "Hello"}]
+                done = await client.chat.completions.create(model="m", messages=messages, max_completion_tokens=5000)
+                assert done.choices[0].message.content == "Hello"
+            else:
+                answer = await client.responses.create(model="m", input="Hello", max_output_tokens=5000)
+                assert (answer.output_text, answer.max_output_tokens) == ("Hello", 5000)
+    name = "max_tokens" if base else "max_completion_tokens"
+    assert [asked["body"][name] for asked in short.asked] == [5000, 100]
+
+
+async def test_who_refused_a_limit_is_asked_again_and_nobody_else() -> None:
+    async with AsyncExitStack() as stack:
+        engines = [Short(), Short()]
+        for each in engines:
+            each.base_url = f"{await stack.enter_async_context(serving(each, lifespan='off'))}/v1"
+        settings = VLLMModelSettings(base_url=[each.base_url for each in engines], model="m")
+        server = VLLMModel("policy_model", settings, Replica(SECRET))
+        address = await stack.enter_async_context(serving(server))
+        for _ in range(2):
+            async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0) as client:
+                await client.responses.create(model="m", input="Hello", max_output_tokens=5000)
+    assert [[asked["body"]["max_completion_tokens"] for asked in each.asked] for each in engines] == [[5000, 100]] * 2
+
+
+async def test_a_base_model_without_a_limit_may_go_on_to_the_end_of_its_context() -> None:
+    short = Short()
+    async with serving(short, lifespan="off") as address:
+        short.base_url = f"{address}/v1"
+        async with a_client(short, use_completions_api=True) as client:
+            assert (await client.responses.create(model="m", input="Hello")).output_text == "Hello"
+    assert short.asked[-1]["body"]["max_tokens"] == 100
 
 
 async def test_a_turn_of_reasoning_alone_is_not_gone_on_from_when_so_set(one_engine: StandInEngine) -> None:
