@@ -54,7 +54,7 @@ class AiohttpTransport:
         limits = _whole(timeouts)
         try:
             async with self._open().post(_parsed(url), data=body, headers=headers, timeout=limits) as answer:
-                return EngineAnswer(answer.status, _content_type(answer), await answer.read())
+                return EngineAnswer(answer.status, _content_type(answer), await answer.read(), _retry_after(answer))
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
 
@@ -71,7 +71,7 @@ class AiohttpTransport:
             answer = await self._begin_stream(method, url, body, headers, timeouts)
         try:
             async with answer:
-                yield EngineStream(answer.status, _content_type(answer), _pieces(answer))
+                yield EngineStream(answer.status, _content_type(answer), _pieces(answer), _retry_after(answer))
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
 
@@ -116,6 +116,10 @@ async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 def _content_type(answer: aiohttp.ClientResponse) -> str:
     return answer.headers.get("Content-Type", "application/octet-stream")
+
+
+def _retry_after(answer: aiohttp.ClientResponse) -> str | None:
+    return answer.headers.get("Retry-After")
 
 
 @lru_cache(maxsize=1024)

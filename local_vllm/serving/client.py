@@ -32,11 +32,12 @@ class Timeouts:
 
 
 class EngineAnswer(NamedTuple):
-    """A whole answer of an engine."""
+    """A whole answer of an engine. `retry_after` is what it says of when to ask again, if anything."""
 
     status: int
     content_type: str
     body: bytes
+    retry_after: str | None = None
 
 
 class EngineStream(NamedTuple):
@@ -45,6 +46,7 @@ class EngineStream(NamedTuple):
     status: int
     content_type: str
     chunks: AsyncIterator[bytes]
+    retry_after: str | None = None
 
 
 class NoConnection(Exception):

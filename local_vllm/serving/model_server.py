@@ -31,16 +31,16 @@ from local_vllm.serving.asgi import (
     refuse_websocket,
 )
 from local_vllm.serving.audio import AudioFolder
-from local_vllm.serving.client import EngineClient, EngineStream
+from local_vllm.serving.client import EngineAnswer, EngineClient, EngineStream
 from local_vllm.serving.completion_streams import as_chat_stream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
 from local_vllm.serving.lookups import Lookups
 from local_vllm.serving.native_responses import NativeResponses
-from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply
+from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply, retry_after
 from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_store
 from local_vllm.serving.sessions import Destination, Sessions
 from local_vllm.serving.stored_responses import StoredResponses
-from local_vllm.serving.streams import EVENT_STREAM, UNBUFFERED, ResponseStream
+from local_vllm.serving.streams import EVENT_STREAM, UNBUFFERED, Refused, ResponseStream
 
 # Keys that stand in every example and open nothing; any other is a secret.
 OPEN_KEYS = ("", "dummy", "EMPTY")
@@ -170,7 +170,7 @@ class ModelServer:
     async def _respond(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:
         engine = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)
         if engine.status != 200:
-            return self._failed(call, engine.status, engine.body, to, keep)
+            return self._failed(call, engine, engine.body, to, keep)
         answer = self._converter.to_response(call, engine.body)
         if answer.needs_tokenize:
             answer = await self._with_prompt_ids(call, engine.body, to)
@@ -192,10 +192,10 @@ class ModelServer:
             opening = self._client.stream(to.endpoint, call.path, call.body, rank=to.rank)
             engine = await stack.enter_async_context(opening)
             if engine.status != 200:
-                return self._failed(call, engine.status, await _whole_body(engine), to, keep)
+                return self._failed(call, engine, await _whole_body(engine), to, keep)
             answer = self._new_stream(engine, call, to, keep)
             if refused := await answer.open():
-                return self._failed(call, refused.status, refused.body, to, keep)
+                return self._failed(call, refused, refused.body, to, keep)
             chunks = answer.chunks()
             stack.push_async_callback(chunks.aclose)
             return StreamReply(chunks, stack.pop_all(), EVENT_STREAM + to.headers)
@@ -233,7 +233,7 @@ class ModelServer:
     async def _pass_on(self, call: ChatCall, to: Destination) -> Answer:
         answer = await self._client.post(to.endpoint, call.path, call.body, rank=to.rank)
         if answer.status != 200:
-            return self._failed(call, answer.status, answer.body, to)
+            return self._failed(call, answer, answer.body, to)
         passed = self._converter.to_response(call, answer.body).body
         return Reply(200, passed, _content_type(answer.content_type) + to.headers)
 
@@ -242,23 +242,28 @@ class ModelServer:
             stream = self._client.stream(to.endpoint, call.path, call.body, rank=to.rank)
             answer = await stack.enter_async_context(stream)
             if answer.status != 200:
-                return self._failed(call, answer.status, await _whole_body(answer), to)
+                return self._failed(call, answer, await _whole_body(answer), to)
             headers = _content_type(answer.content_type) + UNBUFFERED + to.headers
             chunks = as_chat_stream(answer.chunks, call.body) if call.path == COMPLETIONS else answer.chunks
             return StreamReply(chunks, stack.pop_all(), headers)
 
     def _failed(
-        self, call: ChatCall, status: int, body: bytes, to: Destination, keep: Keep | None = None
+        self,
+        call: ChatCall,
+        answer: EngineAnswer | EngineStream | Refused,
+        body: bytes,
+        to: Destination,
+        keep: Keep | None = None,
     ) -> Reply:
         """The engine's failure as OpenAI's. One that makes a response all the same is given to `keep`."""
-        if lower := self._converter.with_limit_that_fits(call, status, body):
+        if lower := self._converter.with_limit_that_fits(call, answer.status, body):
             raise _LimitTooHigh(lower)
-        failure = self._converter.from_failure(call, status, body)
+        failure = self._converter.from_failure(call, answer.status, body)
         if failure.status == 200 and keep is not None:
             keep(failure.body)
         if failure.status == 200 and call.stream:
             return Reply(200, events_of_whole(failure.body), EVENT_STREAM + to.headers)
-        return Reply(failure.status, failure.body, JSON + to.headers)
+        return Reply(failure.status, failure.body, JSON + retry_after(answer) + to.headers)
 
     async def _post_responses(self, request: Request) -> Answer:
         return await self.responses(request, await request.json_body())

@@ -16,7 +16,7 @@ from local_vllm.protocol.calls import RESPONSES
 from local_vllm.serving.asgi import Answer, Request
 from local_vllm.serving.client import EngineClient, EngineStream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady
-from local_vllm.serving.replies import Reply, StreamReply, failure_reply, not_ready_reply
+from local_vllm.serving.replies import JSON, Reply, StreamReply, failure_reply, not_ready_reply, retry_after
 from local_vllm.serving.streams import UNBUFFERED
 
 # Nothing is generated for such a request, so one that does not answer is not waited for.
@@ -76,7 +76,7 @@ class NativeResponses:
         if answer.status < 400:
             return Reply(answer.status, body, _content_type(answer))
         failure = self._converter.from_failure(_ONLY_TO_CONVERT, answer.status, body)
-        return Reply(failure.status, failure.body)
+        return Reply(failure.status, failure.body, JSON + retry_after(answer))
 
 
 async def first_that_knows(asks: list[Ask]) -> Answer | None:

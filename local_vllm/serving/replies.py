@@ -71,6 +71,12 @@ def failure_reply(error: Exception) -> Reply:
     return Reply(500, _server_error("Internal error; the server's log has it.", "internal_error"))
 
 
+def retry_after(answer: object) -> Headers:
+    """The header of an engine's answer that says when to ask again, if the engine has said so."""
+    said: str | None = getattr(answer, "retry_after", None)
+    return ((b"retry-after", said.encode("latin-1")),) if said else ()
+
+
 def not_ready_reply(server: str, state: NotReady) -> Reply:
     """503 for a server whose engine cannot answer now, with the code `engine_<state>`."""
     message = state.message if server in state.message else f"{server}: {state.message}"

@@ -39,6 +39,7 @@ class StandInEngine:
         self.status = 200
         self.body = json.dumps(chat_answer(text)).encode()
         self.bodies_by_path: dict[str, bytes] = {}
+        self.headers: list[tuple[bytes, bytes]] = []
         self.delay_s = 0.0
         self.chunks: list[bytes] | None = None
         self.break_off = False
@@ -73,7 +74,7 @@ class StandInEngine:
     async def _answer(self, path: str, send: Callable) -> None:
         body = self.bodies_by_path.get(path, self.body)
         promised = len(body) + (10 if self.break_off else 0)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % promised)]
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % promised), *self.headers]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": self.break_off})
 

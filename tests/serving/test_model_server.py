@@ -252,6 +252,17 @@ async def test_the_engines_status_and_message_are_kept(
     assert "no such thing" in body["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+async def test_an_engine_that_says_when_to_ask_again_is_heard(
+    address: str, one_engine: StandInEngine, path: str, stream: bool
+) -> None:
+    one_engine.status, one_engine.headers = 429, [(b"retry-after", b"7")]
+    asked = {**(CHAT if "chat" in path else ASK), "stream": stream}
+    status, headers, _ = await ask("POST", address + path, json=asked)
+    assert (status, {name.lower(): value for name, value in headers.items()}["retry-after"]) == (429, "7")
+
+
 async def test_an_engine_that_breaks_off_is_502(address: str, one_engine: StandInEngine) -> None:
     one_engine.break_off = True
     status, _, body = await ask("POST", f"{address}/v1/responses", json=ASK)
