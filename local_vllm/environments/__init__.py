@@ -1,4 +1,4 @@
-"""Environments and agents: the bases to derive your own from, and in the folders beside this file those shipped.
+"""Environments and agents: the bases to derive your own from, and in the folders below those shipped.
 
 An environment offers tools and says what a rollout is worth; an agent drives a model through it.
 """

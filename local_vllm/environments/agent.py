@@ -1,4 +1,4 @@
-"""The base of an agent: `/run` rolls one row out, `/v1/responses` is the loop alone, `/health` its model's state.
+"""The base of an agent: `/run` rolls a row out, `/v1/responses` is the loop, `/health` the model's state.
 
 How it drives the model is what an agent adds (`drive`); the conversation itself is `conversation`'s.
 """
@@ -106,7 +106,9 @@ class Agent:
         conversation = Conversation(self.model, episode, cookies, fields, tools, timings)
         await self._drive(conversation)
         changed = tuple(set_cookie(*pair) for pair in cookies.items() - before.items())
-        return Reply(200, conversation.response(), JSON + (timings.header(), self._model_header(), *changed))
+        return Reply(
+            200, conversation.response(), JSON + (timings.header(), self._model_header(), *changed)
+        )
 
     async def _drive(self, conversation: Conversation) -> None:
         try:
@@ -143,7 +145,9 @@ def _check_not_failed(response: bytes, model: str) -> None:
     read = msgspec.json.decode(response, type=_Status)
     if read.status == "failed":
         reason = (read.error or {}).get("message") or "it gave no reason"
-        raise UpstreamError(f"{model} failed while it answered: {reason}", status=502, code="response_failed")
+        raise UpstreamError(
+            f"{model} failed while it answered: {reason}", status=502, code="response_failed"
+        )
 
 
 def _check_not_streamed(fields: Fields) -> None:

@@ -83,7 +83,7 @@ class _Stop:
 
 @dataclass(slots=True)
 class Conversation:
-    """`request` are the fields of a Responses request; `tools` those of the environment, for one that has none."""
+    """`request` are the fields of a Responses request; `tools` are for one that has none itself."""
 
     model: Model
     episode: Episode
@@ -95,6 +95,7 @@ class Conversation:
     _given: list[bytes | Raw] = field(default_factory=list)
     _output: list[bytes | Raw] = field(default_factory=list)
     _usage: list[dict[str, Any]] = field(default_factory=list)
+    _turns: int = 0
     _last: bytes | None = None
     _in_last: int = 0
     _stopped: _Stop | None = None
@@ -133,12 +134,13 @@ class Conversation:
             raise UpstreamError(message, status=502, code="bad_gateway") from problem
         self._output += read.output
         self._in_last = len(read.output)
+        self._turns += 1
         if read.usage is not None:
             self._usage.append(read.usage)
         return Turn(read.status or "completed", [item for item in items if item.type in _CALLS])
 
     async def run(self, calls: Sequence[Called]) -> None:
-        """Run the calls of one turn beside each other; what they came to follows in the order of the calls."""
+        """Run the calls of one turn beside each other; the results follow in the order of the calls."""
         with self.timings.of("tools"):
             if len(calls) == 1:
                 texts = [await self._run(calls[0])]
@@ -162,7 +164,7 @@ class Conversation:
         """All turns as one response. With one turn that was not stopped, it is the model's own."""
         if self._last is None:
             return encode(self._finished(_without_answer(self.model.name)))
-        if self._stopped is None and len(self._output) == self._in_last:
+        if self._stopped is None and self._turns == 1 and len(self._output) == self._in_last:
             return self._last
         return encode(self._finished(fields_of(self._last, "response")))
 
@@ -204,7 +206,9 @@ def _items(given: Raw | None) -> list[bytes | Raw]:
 
 def _is_overflow(reply: Reply) -> bool:
     try:
-        return reply.status == 400 and msgspec.json.decode(reply.body, type=_Refusal).error.code == _OVERFLOW
+        return (
+            msgspec.json.decode(reply.body, type=_Refusal).error.code == _OVERFLOW
+        )
     except msgspec.DecodeError:
         return False
 

@@ -14,7 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from local_vllm.environments.failures import PASSED_ON, EnvironmentFailure, raised_in
 from local_vllm.environments.rollout import Rollout, Verdict
-from local_vllm.environments.rows import REQUEST, RESPONSE, Fields, InputRow, encode, fields_of, output_row, same_value
+from local_vllm.environments.rows import (
+    REQUEST,
+    RESPONSE,
+    Fields,
+    InputRow,
+    encode,
+    fields_of,
+    output_row,
+    same_value,
+)
 from local_vllm.environments.tools import Result, tools_of, unknown_tool
 from local_vllm.errors import RequestError
 
@@ -77,9 +86,9 @@ class Episodes:
 
     def _check_against_row(self, verdict: Fields, row: Fields) -> None:
         for name, value in verdict.items():
-            taken = name in (REQUEST, RESPONSE) or _contradicts(name, value, row)
-            if taken:
-                message = f"{self._server.name}.verify returned `{name}`, which the row has already: call it something else"
+            if name in (REQUEST, RESPONSE) or _contradicts(name, value, row):
+                where = f"{self._server.name}.verify"
+                message = f"{where} returned `{name}`, which the row has with another value: rename it"
                 raise EnvironmentFailure(message, code="verdict_field_taken")
 
 

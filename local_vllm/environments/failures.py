@@ -16,19 +16,21 @@ logger = logging.getLogger("local_vllm.environments")
 
 
 class ToolError(Exception):
-    """Raise it in a tool: its text goes to the model, as the tool's answer. Any other exception is logged too."""
+    """Raise it in a tool: its text goes to the model. Any other exception in a tool is logged too."""
 
 
 class EnvironmentFailure(LocalVLLMError):
-    """An environment's code raised, so there is no reward: HTTP 500, with the exception's class as the code."""
+    """An environment's code failed, so there is no reward: HTTP 500 with `code`, say an exception's class."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
 
 
+# Not the model's doing: a tool that raises one of these fails the rollout.
+NOT_FOR_THE_MODEL = (EngineUnavailable, UpstreamError, Refused, EnvironmentFailure)
 # What an environment may raise about others, or has named already: it keeps the status that it has.
-PASSED_ON = (RequestError, EngineUnavailable, UpstreamError, Refused, EnvironmentFailure)
+PASSED_ON = (RequestError, *NOT_FOR_THE_MODEL)
 
 
 def raised_in(where: str, error: Exception) -> EnvironmentFailure:

@@ -5,7 +5,6 @@ The routes are those of `resources_http`; errors of the far side keep their stat
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +62,8 @@ class OverHttp:
     async def tools(self) -> bytes:
         if self._definitions is None:
             definitions = _passed(await self.ask("GET", "tools", b"", {})).body
-            self._tool_names = tuple(each.name for each in msgspec.json.decode(definitions, type=list[_Definition]))
+            listed = msgspec.json.decode(definitions, type=list[_Definition])
+            self._tool_names = tuple(each.name for each in listed)
             self._definitions = definitions
         return self._definitions
 
@@ -82,13 +82,15 @@ class OverHttp:
         try:
             return await self._asked(method, url, body, cookies)
         except aiohttp.ClientConnectorError as error:
-            message = f"No connection to the resources server {self._name} at {self._url}: {error.strerror or error}."
+            where = f"the resources server {self._name} at {self._url}"
+            message = f"No connection to {where}: {error.strerror or error}."
             raise EngineUnavailable(message, retry_after_s=RETRY_AFTER_S) from error
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             message = f"No answer from {url} within {TIMEOUT.total:.0f} s."
             raise UpstreamError(message, status=504, code="resources_timeout") from error
         except (aiohttp.ClientError, OSError) as error:
-            message = f"The connection to {url} broke before its answer was complete: {error or type(error).__name__}"
+            what = str(error) or type(error).__name__
+            message = f"The connection to {url} broke before its answer was complete: {what}"
             raise UpstreamError(message, status=502, code="resources_connection_lost") from error
 
     async def _asked(self, method: str, url: str, body: bytes, cookies: Cookies) -> Reply:

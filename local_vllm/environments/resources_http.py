@@ -23,7 +23,7 @@ TOOL_ERROR = "tool_error"
 
 
 class ResourcesHttp:
-    """`routes` of one resources server, over its episodes; without `sessions`, any replica answers any call."""
+    """The `routes` of one resources server. Without `sessions`, any replica answers any call."""
 
     def __init__(self, name: str, episodes: Episodes, sessions: SessionTable | None) -> None:
         self._name = name
@@ -54,9 +54,9 @@ class ResourcesHttp:
         arguments = await request.json_body()
         session, headers = self._session(request)
         result = await self._episodes.call(tool, arguments, session)
-        if result.is_error:
+        if result.kind == "error":
             return Reply(422, _tool_error(result.text), JSON + headers)
-        return Reply(200, encode(result.text) if result.is_text else result.text.encode(), JSON + headers)
+        return Reply(200, encode(result.text) if result.kind == "text" else result.text.encode(), JSON + headers)
 
     async def _post_verify(self, request: Request) -> Reply:
         row = read_row(await request.json_body())
@@ -110,7 +110,7 @@ def _tool_error(text: str) -> bytes:
 
 def _lost(name: str) -> str:
     return (
-        f"{name}: this session is not here: it was idle for too long, made room for others, or began in another "
-        "replica. Start the rollout anew; with num_workers above 1, run the environment inside its agent "
-        "(resources_server_in_process: true)."
+        f"{name}: this session is not here: it was idle for too long, made room for others, or began in "
+        "another replica. Start the rollout anew; with num_workers above 1, run the environment inside its "
+        "agent (resources_server_in_process: true)."
     )

@@ -14,7 +14,15 @@ from local_vllm.environments.episodes import Episodes
 from local_vllm.environments.resources_http import ResourcesHttp
 from local_vllm.environments.rollout import Rollout, Verdict
 from local_vllm.environments.sessions import SessionTable
-from local_vllm.serving.asgi import Limits, Receive, Scope, Send, answer_http, answer_lifespan, refuse_websocket
+from local_vllm.serving.asgi import (
+    Limits,
+    Receive,
+    Scope,
+    Send,
+    answer_http,
+    answer_lifespan,
+    refuse_websocket,
+)
 from local_vllm.serving.neighbours import Neighbours
 
 LIMITS = Limits()
@@ -37,6 +45,8 @@ class ResourcesServer:
     session_idle_s: ClassVar[float] = 3600.0
 
     def __init__(self, name: str, settings: Any, neighbours: Neighbours) -> None:
+        if not callable(type(self).Session):
+            raise TypeError(f"{name}: Session has to make a session when it is called, as a class does")
         self.name = name
         self.settings = settings
         self.neighbours = neighbours
@@ -54,7 +64,7 @@ class ResourcesServer:
         """Prepare the session of one rollout. What it raises is an error of the rollout."""
 
     async def verify(self, rollout: Rollout[Any, Any]) -> Verdict:
-        """What a finished rollout is worth. What it raises is an error of the rollout, never a reward of 0."""
+        """What a finished rollout is worth. What it raises is an error of the rollout, no reward of 0."""
         raise NotImplementedError("an environment has to define verify")
 
     @property

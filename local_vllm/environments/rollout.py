@@ -5,17 +5,14 @@ What was generated is decoded on demand, and token ids are passed over.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 from pydantic import BaseModel, ConfigDict, Field
-
-from local_vllm.environments.rows import Fields
 
 Row = TypeVar("Row")
 Session = TypeVar("Session")
@@ -28,14 +25,21 @@ class Verdict(BaseModel):
 
     reward: float = Field(description="What the rollout is worth to a learner; any finite number.")
 
+    if TYPE_CHECKING:
+
+        def __init__(self, *, reward: float, **further: Any) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool: its arguments decoded (None where they are no JSON object), and what was answered."""
+    """One call of a tool: its arguments, None where they are no JSON object, and what was answered."""
 
     name: str
     arguments: dict[str, Any] | None
     output: str | None
+
+
+_TEXTS = ("output_text", "input_text", "text")
 
 
 class _Part(Struct, gc=False):
@@ -68,9 +72,9 @@ _decode_arguments = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Rollout(Generic[Row, Session]):
-    """`row` is the input row, as the environment's `Row`; `session` what the tools have had in their hands."""
+    """`row` is the input row, as the environment's `Row`; `session` is what the tools worked on."""
 
-    def __init__(self, row: Row, session: Session, *, request: Fields | Raw, response: bytes) -> None:
+    def __init__(self, row: Row, session: Session, *, request: Raw, response: bytes) -> None:
         self.row = row
         self.session = session
         self.response_json = response
@@ -110,7 +114,9 @@ class Rollout(Generic[Row, Session]):
         """The calls of functions in order, those that went wrong among them."""
         items = self._read.output
         outputs = {item.call_id: item.output for item in items if item.type == "function_call_output"}
-        return tuple(_call(item, outputs.get(item.call_id)) for item in items if item.type == "function_call")
+        return tuple(
+            _call(item, outputs.get(item.call_id)) for item in items if item.type == "function_call"
+        )
 
     @cached_property
     def _read(self) -> _Response:
@@ -120,7 +126,7 @@ class Rollout(Generic[Row, Session]):
 def _text(item: _Item) -> str:
     if isinstance(item.content, str):
         return item.content
-    return "".join(part.text for part in item.content or () if part.type in ("output_text", "input_text", "text"))
+    return "".join(part.text for part in item.content or () if part.type in _TEXTS)
 
 
 def _call(item: _Item, output: Raw | None) -> Call:

@@ -1,4 +1,4 @@
-"""Rows and responses as JSON that is cut and joined, never decoded whole: what is not looked at stays as it came.
+"""Rows and responses as JSON that is cut and joined: what is not looked at stays as it came.
 
 Token ids of a long rollout are megabytes, and none of this package's business.
 """
@@ -49,7 +49,7 @@ def read_row(body: bytes) -> InputRow:
 
 
 def fields_of(body: bytes | Raw, what: str) -> Fields:
-    """The fields of a JSON object, on one line each. Raises RequestError, in which the object is called `what`."""
+    """The fields of a JSON object, on one line each. Raises RequestError, which calls it `what`."""
     try:
         return _decode_fields(on_one_line(_text(body)) if isinstance(body, bytes) else body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:

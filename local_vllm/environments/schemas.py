@@ -1,4 +1,4 @@
-"""JSON schemas of a tool's arguments, as OpenAI's function tools have them: small, closed, strict where they can be.
+"""JSON schemas of a tool's arguments, as OpenAI's function tools have them: closed, strict where they can be.
 
 Making a schema of Python types is left to pydantic.
 """
@@ -14,9 +14,13 @@ Schema = dict[str, Any]
 
 # Keywords whose values are schemas by name, so that their keys are no keywords.
 _NAMED = ("properties", "$defs")
+# Keywords whose values are no schemas.
+_VALUES = ("default", "enum", "const")
 
 
-def schema_of(arguments: TypeAdapter[Any], descriptions: Mapping[str, str], defaults: Mapping[str, Any]) -> Schema:
+def schema_of(
+    arguments: TypeAdapter[Any], descriptions: Mapping[str, str], defaults: Mapping[str, Any]
+) -> Schema:
     """The schema of an object of arguments. A description that a type brings itself stands."""
     schema: Schema = _tidied(arguments.json_schema())
     schema.setdefault("required", [])
@@ -36,11 +40,12 @@ def can_be_strict(schema: Any) -> bool:
         return True
     if schema.get("type") == "object" and not _is_strict_object(schema):
         return False
-    return all(can_be_strict(value) for name, value in schema.items() if name not in ("default", "enum", "const"))
+    return all(can_be_strict(value) for name, value in schema.items() if name not in _VALUES)
 
 
 def _is_strict_object(schema: Schema) -> bool:
-    return schema.get("additionalProperties") is False and set(schema.get("required", ())) == set(schema["properties"])
+    is_closed = schema.get("additionalProperties") is False
+    return is_closed and set(schema.get("required", ())) == set(schema["properties"])
 
 
 def _tidied(schema: Any) -> Any:

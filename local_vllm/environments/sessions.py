@@ -1,4 +1,4 @@
-"""The sessions of a resources server in one process: as many as are allowed, each until it was idle for too long."""
+"""The sessions of a resources server in one process: so many at most, each until it was idle for too long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -16,14 +16,19 @@ class Seat:
     """What one rollout has at a resources server: the session that its tools share."""
 
     session: Any
-    used_at: float = field(default=0.0)
+    used_at: float
 
 
 class SessionTable:
-    """Sessions by key, the one that was used longest ago first. A key is a secret of whoever has the session."""
+    """Sessions by key, the one that was used longest ago first. A key is its owner's secret."""
 
     def __init__(
-        self, most: int, idle_s: float, make: Callable[[], Any], *, clock: Callable[[], float] = time.monotonic
+        self,
+        most: int,
+        idle_s: float,
+        make: Callable[[], Any],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = most
         self._idle_s = idle_s
@@ -43,8 +48,7 @@ class SessionTable:
     def find(self, key: bytes | None) -> Any | None:
         """The session of `key`, if it is still there; it is in use from now on."""
         self._drop_idle()
-        seat = self._seats.get(key) if key is not None else None
-        if seat is None:
+        if key is None or (seat := self._seats.get(key)) is None:
             return None
         seat.used_at = self._clock()
         self._seats.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Tools: async methods marked with `@tool`, what a model is told of them, and how one is called with what it wrote.
+"""Tools: async methods marked with `@tool`, what a model is told of them, and how it calls one.
 
 Whatever a model does wrong, it is told so in a sentence and goes on; a tool that raises is told likewise.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, get_type_hints, overload
+from typing import Any, Literal, TypeVar, get_type_hints, overload
 
 import msgspec
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 from typing_extensions import NotRequired, TypedDict
 
 from local_vllm.environments.docstrings import described
-from local_vllm.environments.failures import PASSED_ON, ToolError, logger, told
+from local_vllm.environments.failures import NOT_FOR_THE_MODEL, ToolError, logger, told
 from local_vllm.environments.schemas import Schema, can_be_strict, schema_of
 
 Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
@@ -27,8 +27,8 @@ Method = TypeVar("Method", bound=Callable[..., Awaitable[Any]])
 TOOL_TIMEOUT_S = 600.0
 # The one parameter of a tool that the model is not told of.
 SESSION = "session"
-# What has a route of its own at a resources server.
-_TAKEN = ("seed_session", "verify", "tools", "health")
+# What has a route of its own at a resources server, or another meaning.
+_TAKEN = ("seed_session", "verify", "tools", "health", "setup", "teardown")
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MARK = "__local_vllm_tool__"
 _SHOWN_PROBLEMS = 8
@@ -52,8 +52,8 @@ def tool(*, timeout_s: float = TOOL_TIMEOUT_S) -> Callable[[Method], Method]: ..
 def tool(method: Method | None = None, *, timeout_s: float = TOOL_TIMEOUT_S) -> Any:
     """Offer an async method to the model: `@tool`, or `@tool(timeout_s=30)`.
 
-    Its docstring and the types of its parameters are what the model is told. A parameter called `session` gets
-    the rollout's session instead.
+    Its docstring and the types of its parameters are what the model is told. A parameter called `session`
+    gets the rollout's session instead.
     """
 
     def marked(method: Method) -> Method:
@@ -65,11 +65,10 @@ def tool(method: Method | None = None, *, timeout_s: float = TOOL_TIMEOUT_S) -> 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call came to, as text for the model: JSON unless `is_text`, or a sentence about what went wrong."""
+    """What a call came to, as `text` for the model: words of the tool's, JSON, or a sentence about an error."""
 
     text: str
-    is_error: bool = False
-    is_text: bool = False
+    kind: Literal["text", "json", "error"]
 
 
 class Tool:
@@ -107,11 +106,11 @@ class Tool:
         }
 
     async def call(self, server: object, arguments: str | bytes, session: Any) -> Result:
-        """Call the method of `server` with arguments as a model wrote them. Raises what PASSED_ON holds."""
+        """Call the method of `server` with arguments as a model wrote them. Raises NOT_FOR_THE_MODEL."""
         try:
             given = self._adapter.validate_json(arguments.strip() or "{}", strict=True)
         except ValidationError as problem:
-            return Result(self._misfit(problem), is_error=True)
+            return Result(self._misfit(problem), "error")
         if self.takes_session:
             given[SESSION] = session
         return await self._called(server, given)
@@ -121,14 +120,14 @@ class Tool:
         try:
             async with deadline:
                 return _result(await self._method(server, **given))
-        except PASSED_ON:
+        except NOT_FOR_THE_MODEL:
             raise
         except Exception as error:
             if deadline.expired():
-                return Result(f"Error: {self.name} took longer than {self._timeout_s:g} s.", is_error=True)
+                return Result(f"Error: {self.name} took longer than {self._timeout_s:g} s.", "error")
             self._log(error)
             what = str(error) if isinstance(error, ToolError) else f"{self.name} failed: {told(error)}"
-            return Result(f"Error: {what}", is_error=True)
+            return Result(f"Error: {what}", "error")
 
     def _misfit(self, problem: ValidationError) -> str:
         problems = problem.errors(include_url=False, include_context=False)
@@ -155,14 +154,16 @@ def tools_of(kind: type) -> dict[str, Tool]:
     """The tools of a class by name, in the order of their definition. Raises TypeError."""
     methods: dict[str, Any] = {}
     for ancestor in reversed(kind.__mro__):
-        methods |= {name: value for name, value in vars(ancestor).items() if name in methods or hasattr(value, _MARK)}
+        for name, value in vars(ancestor).items():
+            if name in methods or hasattr(value, _MARK):
+                methods[name] = value
     return {name: Tool(name, method) for name, method in methods.items() if hasattr(method, _MARK)}
 
 
-def unknown_tool(name: str, known: Mapping[str, Tool] | list[str]) -> Result:
+def unknown_tool(name: str, known: Sequence[str]) -> Result:
     """What a model is told that calls a tool which the environment does not have."""
     listed = ", ".join(known) or "none"
-    return Result(f"Error: there is no tool {name!r} here. The tools are: {listed}.", is_error=True)
+    return Result(f"Error: there is no tool {name!r} here. The tools are: {listed}.", "error")
 
 
 def _parameters(name: str, method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -170,11 +171,13 @@ def _parameters(name: str, method: Callable[..., Any]) -> dict[str, inspect.Para
     if not inspect.iscoroutinefunction(method):
         raise TypeError(f"The tool {name} is no async method: write `async def {name}`")
     if name in _TAKEN or not _NAME.fullmatch(name):
-        raise TypeError(f"A tool cannot be called {name}: {', '.join(_TAKEN)} are taken; call it something else")
+        raise TypeError(f"A tool cannot be called {name}: {', '.join(_TAKEN)} are taken; rename it")
     parameters = dict(list(inspect.signature(method).parameters.items())[1:])
     for each in parameters.values():
         if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            raise TypeError(f"The tool {name} takes {each}: give each argument a name and a type of its own")
+            raise TypeError(
+                f"The tool {name} takes {each}: give each argument a name and a type of its own"
+            )
         if each.annotation is each.empty and each.name != SESSION:
             raise TypeError(f"The argument {each.name} of the tool {name} has no type: annotate it")
     return parameters
@@ -189,7 +192,8 @@ def _arguments_type(
         each: hints[each] if parameter.default is parameter.empty else NotRequired[hints[each]]
         for each, parameter in parameters.items()
     }
-    kind: Any = TypedDict(f"{name}_arguments", fields)  # type: ignore[operator]
+    make: Any = TypedDict
+    kind = make(f"{name}_arguments", fields)
     kind.__pydantic_config__ = ConfigDict(extra="forbid")
     return kind
 
@@ -197,9 +201,9 @@ def _arguments_type(
 def _result(answer: Any) -> Result:
     """A tool's answer as the model reads it: text as it is, anything else as JSON."""
     if isinstance(answer, str):
-        return Result(answer, is_text=True)
+        return Result(answer, "text")
     try:
-        return Result(to_json(answer).decode())
+        return Result(to_json(answer).decode(), "json")
     except PydanticSerializationError as problem:
         raise TypeError(f"the answer is no JSON ({problem})") from problem
 

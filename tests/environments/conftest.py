@@ -1,4 +1,4 @@
-"""What the servers' tests stand on is used here too: an engine at the HTTP boundary, and uvicorn around an application."""
+"""What the servers' tests stand on is used here too: an engine at the HTTP boundary, and uvicorn."""
 
 from __future__ import annotations
 

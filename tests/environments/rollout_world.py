@@ -1,4 +1,4 @@
-"""Agents and environments around a stand-in engine that says, turn by turn, what a test has written for it."""
+"""Agents and environments around a stand-in engine that says, turn by turn, what a test has written."""
 
 from __future__ import annotations
 

@@ -73,11 +73,16 @@ async def test_the_judge_sees_the_question_and_both_answers_as_they_are(
 ) -> None:
     engine.script = [says("4 {expected_answer}")]
     judge.script = [says(EQUAL)]
-    done = await rolled_out(engine, judge, judge_system_message="Grade.", judge_responses_create_params={"top_p": 0.5})
+    done = await rolled_out(
+        engine, judge, judge_system_message="Grade.", judge_responses_create_params={"top_p": 0.5}
+    )
     body = judge.asked[0]["body"]
     system, user = body["messages"]
     assert (system["content"], body["top_p"]) == ("Grade.", 0.5)
-    assert "Question:\nWhat is {2} + 2?\n\nAnswer A:\nfour\n\nAnswer B:\n4 {expected_answer}\n" in user["content"]
+    assert (
+        "Question:\nWhat is {2} + 2?\n\nAnswer A:\nfour\n\nAnswer B:\n4 {expected_answer}\n"
+        in user["content"]
+    )
     evaluation = done["judge_evaluations"][0]
     assert evaluation["verdict_label"] == "[[A=B]]"
     assert evaluation["responses_create_params"]["input"][1]["content"] == user["content"]
@@ -122,7 +127,9 @@ async def test_the_answer_can_be_cut_out_of_what_the_model_said(
 ) -> None:
     engine.script = [says("<a>3</a> no, <a>4</a>.")]
     judge.script = [says(EQUAL)]
-    await rolled_out(engine, judge, response_extract_regex="<a>(.*?)</a>", question_extract_regex=r"What.*\?")
+    await rolled_out(
+        engine, judge, response_extract_regex="<a>(.*?)</a>", question_extract_regex=r"What.*\?"
+    )
     assert "Answer B:\n4\n" in judge.messages[1]["content"]
 
 
@@ -186,14 +193,22 @@ async def test_a_judge_that_is_down_is_a_503(engine: ScriptedEngine, judge: Scri
 @pytest.mark.parametrize(
     ("given", "key", "told"),
     [
-        ({"judge_prompt_template": "{expected_answer}"}, "judge_prompt_template", "lacks the field {generated_answer}"),
+        (
+            {"judge_prompt_template": "{expected_answer}"},
+            "judge_prompt_template",
+            "lacks the field {generated_answer}",
+        ),
         (
             {"judge_prompt_template": "{expected_answer}{generated_answer}{answer}"},
             "judge_prompt_template",
             "has the field {answer}",
         ),
         ({"judge_prompt_template": "{"}, "judge_prompt_template", "is no template"),
-        ({"judge_prompt_template_fpath": "nowhere.txt"}, "judge_prompt_template_fpath", "names nowhere.txt"),
+        (
+            {"judge_prompt_template_fpath": "nowhere.txt"},
+            "judge_prompt_template_fpath",
+            "names nowhere.txt",
+        ),
         (
             {"judge_prompt_template_fpath": "a", "judge_prompt_template": "b"},
             "judge_prompt_template_fpath",
@@ -203,7 +218,9 @@ async def test_a_judge_that_is_down_is_a_503(engine: ScriptedEngine, judge: Scri
         ({"judge_not_equal_label": "[[A=B]]"}, "judge_not_equal_label", "must be another text"),
     ],
 )
-def test_a_judge_that_could_not_work_is_found_in_the_config(given: dict[str, Any], key: str, told: str) -> None:
+def test_a_judge_that_could_not_work_is_found_in_the_config(
+    given: dict[str, Any], key: str, told: str
+) -> None:
     problems = list(JudgeSettings.further_problems(given))
     assert [problem.path for problem in problems] == [key]
     assert told in problems[0].message

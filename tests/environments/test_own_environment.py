@@ -1,4 +1,4 @@
-"""The environment that the README shows is taken from it, and run as it stands; and the README tells of all there is."""
+"""The environment that the README shows is run as it stands; and the README tells of all there is."""
 
 from __future__ import annotations
 
@@ -113,7 +113,11 @@ def test_a_setting_of_the_judge_is_told(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(file.parents[1].name for file in Path(local_vllm.environments.__file__).parent.glob("*/data/*.jsonl"))
+    "name",
+    sorted(
+        file.parents[1].name
+        for file in Path(local_vllm.environments.__file__).parent.glob("*/data/*.jsonl")
+    ),
 )
 def test_an_environment_stands_in_the_table(name: str) -> None:
     assert re.search(rf"^\| `{name}`", SECTION, re.MULTILINE)
@@ -129,5 +133,3 @@ def test_the_deadline_of_a_tool_is_told() -> None:
     from local_vllm.environments.tools import TOOL_TIMEOUT_S
 
     assert f"`@tool(timeout_s=30)` ({TOOL_TIMEOUT_S:g} without)" in SECTION
-
-

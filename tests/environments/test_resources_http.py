@@ -1,4 +1,4 @@
-"""A resources server over HTTP: sessions by cookie, tools, seeding and verdicts; and an agent that reaches it so."""
+"""A resources server over HTTP: sessions by cookie, tools, verdicts; and an agent that reaches it so."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def test_the_session_that_was_used_longest_ago_makes_room() -> None:
     assert table.find(second) is None
 
 
-async def test_an_environment_without_sessions_keeps_none_and_answers_any_cookie(engine: ScriptedEngine) -> None:
+async def test_an_environment_without_sessions_keeps_none_and_answers_any_cookie(
+    engine: ScriptedEngine,
+) -> None:
     app = Plain("world", Plain.Settings(), neighbours(engine))
     async with served(app) as client:
         seeded = await client.post("/seed_session", row())
@@ -205,11 +207,24 @@ async def test_setup_and_teardown_are_called_around_the_life_of_a_server(engine:
     assert app.is_torn_down
 
 
-async def test_an_environment_inside_an_agent_is_set_up_and_torn_down_with_it(engine: ScriptedEngine) -> None:
+async def test_an_environment_inside_an_agent_is_set_up_and_torn_down_with_it(
+    engine: ScriptedEngine,
+) -> None:
     known = neighbours(engine, Counter)
     async with served(agent(known)):
         assert known.resources("world").is_set_up
     assert known.resources("world").is_torn_down
+
+
+class Shared(Plain):
+    Session = {}  # type: ignore[assignment]
+
+
+def test_one_session_for_all_rollouts_is_refused_when_the_environment_is_made(
+    engine: ScriptedEngine,
+) -> None:
+    with pytest.raises(TypeError, match="Session has to make a session"):
+        Shared("world", Shared.Settings(), neighbours(engine))
 
 
 # ---- an agent whose environment is behind HTTP
@@ -282,7 +297,9 @@ async def test_an_environment_that_is_down_is_a_503_that_names_it(engine: Script
     assert "resources server world" in answer.error["message"]
 
 
-async def test_an_environment_that_forgets_a_session_fails_the_rollout_and_tells_the_model_nothing(engine: ScriptedEngine) -> None:
+async def test_an_environment_that_forgets_a_session_fails_the_rollout_and_tells_the_model_nothing(
+    engine: ScriptedEngine,
+) -> None:
     app = counter(engine)
 
     async def forgetful(scope: Any, receive: Any, send: Any) -> None:

@@ -26,7 +26,9 @@ def environment(name: str) -> type[ResourcesServer]:
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, ResourcesServer) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, ResourcesServer)
+        and value.__module__ == module.__name__
     ]
     assert len(found) == 1
     return found[0]
@@ -61,16 +63,23 @@ def test_the_tools_of_a_row_are_those_of_the_environment(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_config_defines_the_environment_and_its_agent(name: str, tmp_path: Path) -> None:
     file = "simple" if name == "simple_task" else name
-    (tmp_path / "env.yaml").write_text("judge_base_url: http://127.0.0.1:9/v1\njudge_api_key: EMPTY\njudge_model_name: m\n")
+    (tmp_path / "env.yaml").write_text(
+        "judge_base_url: http://127.0.0.1:9/v1\njudge_api_key: EMPTY\njudge_model_name: m\n"
+    )
     paths = f"resources_servers/{name}/configs/{file}.yaml,quickstart.yaml,vllm_judge_model.yaml"
     config = load_run_config([f"+config_paths=[{paths}]"], cwd=tmp_path)
     servers = {server.name: server for server in config.servers}
     assert isinstance(servers[name].settings, environment(name).Settings)
     agent_settings: Any = servers[f"{name}_simple_agent"].settings
-    assert (agent_settings.resources_server.name, agent_settings.model_server.name) == (name, "policy_model")
+    assert (agent_settings.resources_server.name, agent_settings.model_server.name) == (
+        name,
+        "policy_model",
+    )
 
 
-async def rolled_out(engine: ScriptedEngine, name: str, row: dict[str, Any], **settings: Any) -> dict[str, Any]:
+async def rolled_out(
+    engine: ScriptedEngine, name: str, row: dict[str, Any], **settings: Any
+) -> dict[str, Any]:
     known = neighbours(engine, environment(name), settings)
     async with served(agent(known)) as client:
         answer = await client.post("/run", row)
@@ -112,7 +121,9 @@ async def test_weather_is_rewarded_where_it_was_asked_for_and_told(
 
 
 async def test_the_weather_of_a_city_is_always_the_same_in_either_unit(engine: ScriptedEngine) -> None:
-    asked = [("get_weather", {"city": "Kyoto", "unit": unit}) for unit in ("celsius", "fahrenheit", "celsius")]
+    asked = [
+        ("get_weather", {"city": "Kyoto", "unit": unit}) for unit in ("celsius", "fahrenheit", "celsius")
+    ]
     engine.script = [calls(*asked), says("done")]
     await rolled_out(engine, "simple_weather", TWO_CITIES)
     first, second, third = map(json.loads, engine.tool_texts())
@@ -124,14 +135,23 @@ async def test_the_weather_of_a_city_is_always_the_same_in_either_unit(engine: S
 
 ORDER = {
     "responses_create_params": {"input": "What is the total of order A-1? Submit it."},
-    "orders": {"A-1": {"customer": "Ada", "lines": [{"article": "mug", "quantity": 3}, {"article": "lamp", "quantity": 1}]}},
+    "orders": {
+        "A-1": {
+            "customer": "Ada",
+            "lines": [{"article": "mug", "quantity": 3}, {"article": "lamp", "quantity": 1}],
+        }
+    },
     "prices_cents": {"mug": 333, "lamp": 1000},
     "discounts_percent": {"Ada": 15},
     "order_id": "A-1",
 }
 LOOKED_UP = [
     calls(("get_order", {"order_id": "A-1"})),
-    calls(("get_price", {"article": "mug"}), ("get_price", {"article": "lamp"}), ("get_discount", {"customer": "Ada"})),
+    calls(
+        ("get_price", {"article": "mug"}),
+        ("get_price", {"article": "lamp"}),
+        ("get_discount", {"customer": "Ada"}),
+    ),
 ]
 
 
@@ -174,7 +194,10 @@ async def test_the_order_of_every_row_can_be_worked_out_with_the_tools(
 ) -> None:
     order = row["orders"][row["order_id"]]
     prices = [("get_price", {"article": line["article"]}) for line in order["lines"]]
-    looked_up = [("get_order", {"order_id": row["order_id"]}), ("get_discount", {"customer": order["customer"]})]
+    looked_up = [
+        ("get_order", {"order_id": row["order_id"]}),
+        ("get_discount", {"customer": order["customer"]}),
+    ]
     total = sum(row["prices_cents"][line["article"]] * line["quantity"] for line in order["lines"])
     discounted = round(total * (100 - row["discounts_percent"][order["customer"]]) / 100 + 1e-6)
     engine.script = [calls(*looked_up, *prices), submit(discounted), says("done")]
@@ -184,7 +207,10 @@ async def test_the_order_of_every_row_can_be_worked_out_with_the_tools(
 # ---- multineedle
 
 
-NEEDLES = {"responses_create_params": {"input": "Find them."}, "needles": {"the gate": "12-K", "the hall": "34-L"}}
+NEEDLES = {
+    "responses_create_params": {"input": "Find them."},
+    "needles": {"the gate": "12-K", "the hall": "34-L"},
+}
 
 
 def found(*needles: tuple[str, str]) -> dict[str, Any]:
@@ -196,7 +222,11 @@ def found(*needles: tuple[str, str]) -> dict[str, Any]:
     [
         ([found(("the gate", "12-K"), ("the hall", "34-L")), says("done")], 1.0, 1.0),
         ([found(("Gate ", "12-k.")), found(("the hall", "34-L")), says("done")], 1.0, 1.0),
-        ([found(("the gate", "0"), ("the hall", "34-L")), found(("the gate", "12-K")), says("done")], 1.0, 1.0),
+        (
+            [found(("the gate", "0"), ("the hall", "34-L")), found(("the gate", "12-K")), says("done")],
+            1.0,
+            1.0,
+        ),
         ([found(("the gate", "12-K")), says("done")], 0.5, 0.0),
         ([found(("the gate", "12-K"), ("the hall", "12-K")), says("done")], 0.5, 0.0),
         ([found(("the gate", "12-K"), ("the hall", "34-L"), ("the shed", "1")), says("done")], 0.5, 0.0),
@@ -232,7 +262,9 @@ def test_the_needles_of_every_row_stand_in_its_text(row: dict[str, Any]) -> None
     ("said", "reward"),
     [("hammer", 1.0), ("It is the **Hammer**.", 1.0), ("hammers", 0.0), ("", 0.0), ("a sledgehammer", 0.0)],
 )
-async def test_a_task_is_rewarded_for_the_expected_words(engine: ScriptedEngine, said: str, reward: float) -> None:
+async def test_a_task_is_rewarded_for_the_expected_words(
+    engine: ScriptedEngine, said: str, reward: float
+) -> None:
     engine.script = [says(said)]
     assert (await rolled_out(engine, "simple_task", rows("simple_task")[0]))["reward"] == reward
 

@@ -14,7 +14,8 @@ from rollout_world import Client, ScriptedEngine, agent, calls, neighbours, outp
 from stand_in_engine import closed_port
 
 from local_vllm.environments import Agent, Conversation, ResourcesServer, Rollout, Verdict, tool
-from local_vllm.errors import RequestError
+from local_vllm.errors import EngineUnavailable, RequestError
+from local_vllm.serving.endpoints import NotReady
 
 
 class Seen(BaseModel):
@@ -49,12 +50,26 @@ class World(ResourcesServer):
     async def fail(self) -> None:
         raise KeyError("lost")
 
+    @tool
+    async def refuse(self) -> None:
+        raise RequestError("Not like this.")
+
+    @tool
+    async def ask_elsewhere(self) -> None:
+        raise EngineUnavailable("The other model is down.", retry_after_s=7)
+
     async def verify(self, rollout: Rollout[dict[str, Any], Seen]) -> Verdict:
         if rollout.row.get("broken"):
             raise ZeroDivisionError("no reward")
         return Verdict(
-            reward=0.5, words=rollout.session.words, text=rollout.text, calls=[call.name for call in rollout.calls]
+            reward=0.5,
+            words=rollout.session.words,
+            text=rollout.text,
+            calls=[call.name for call in rollout.calls],
         )
+
+
+TOOLS = ("say", "meet", "fail", "refuse", "ask_elsewhere")
 
 
 class Picky(ResourcesServer):
@@ -88,7 +103,9 @@ async def test_a_rollout_without_calls_is_one_turn(client: Client, engine: Scrip
     assert done["response"]["status"] == "completed"
 
 
-async def test_the_rollout_goes_on_until_the_model_calls_nothing(client: Client, engine: ScriptedEngine) -> None:
+async def test_the_rollout_goes_on_until_the_model_calls_nothing(
+    client: Client, engine: ScriptedEngine
+) -> None:
     engine.script = [calls(("say", {"word": "a"})), calls(("say", {"word": "b"})), says("done")]
     done = await rolled_out(client, row())
     assert (done["words"], done["text"]) == (["a", "b"], "done")
@@ -119,7 +136,11 @@ async def test_the_calls_of_a_turn_run_beside_each_other_and_are_answered_in_ord
         (("say", "no JSON"), "Error: say was not called, since its arguments do not fit: Invalid JSON"),
         (("say", {"word": 1}), "Error: say was not called, since its arguments do not fit: word: "),
         (("fail", {}), "Error: fail failed: KeyError: 'lost'"),
-        (("fly", {}), "Error: there is no tool 'fly' here. The tools are: say, meet, fail."),
+        (("refuse", {}), "Error: refuse failed: RequestError: Not like this."),
+        (
+            ("fly", {}),
+            "Error: there is no tool 'fly' here. The tools are: say, meet, fail, refuse, ask_elsewhere.",
+        ),
     ],
 )
 async def test_a_call_that_goes_wrong_is_told_to_the_model_and_the_rollout_goes_on(
@@ -151,7 +172,7 @@ async def test_a_row_without_tools_gets_those_of_the_environment(
     given = row()
     given["responses_create_params"] |= absent
     done = await rolled_out(client, given)
-    assert [each["function"]["name"] for each in engine.asked[0]["body"]["tools"]] == ["say", "meet", "fail"]
+    assert [each["function"]["name"] for each in engine.asked[0]["body"]["tools"]] == list(TOOLS)
     assert done["responses_create_params"] == given["responses_create_params"]
 
 
@@ -164,9 +185,13 @@ async def test_a_row_with_an_empty_list_of_tools_gets_none(client: Client, engin
 
 async def test_the_row_comes_out_as_it_went_in(client: Client) -> None:
     request = b'{"input" : "Go", "temperature":0.50, "metadata":{"a":"\\u00e9"}}'
-    body = b'{"id": 12345678901234567890, "x" : [1.10, {"y":null}], "responses_create_params": %s}' % request
+    body = (
+        b'{"id": 12345678901234567890, "x" : [1.10, {"y":null}], "responses_create_params": %s}' % request
+    )
     answer = await client.post("/run", body)
-    assert answer.body.startswith(b'{"id":12345678901234567890,"x":[1.10, {"y":null}],"responses_create_params":')
+    assert answer.body.startswith(
+        b'{"id":12345678901234567890,"x":[1.10, {"y":null}],"responses_create_params":'
+    )
     assert request in answer.body
 
 
@@ -196,7 +221,9 @@ async def test_the_usage_of_all_turns_is_summed(client: Client, engine: Scripted
     assert usage["input_tokens_details"]["cached_tokens"] == 64
 
 
-async def test_the_whole_conversation_goes_into_the_next_question(client: Client, engine: ScriptedEngine) -> None:
+async def test_the_whole_conversation_goes_into_the_next_question(
+    client: Client, engine: ScriptedEngine
+) -> None:
     turn = calls(("say", '{"word":  "a"}'))
     turn["choices"][0]["message"]["reasoning"] = "I should say a."
     engine.script = [turn, says("done")]
@@ -221,17 +248,40 @@ async def test_a_rollout_is_never_streamed(client: Client, engine: ScriptedEngin
     assert done["responses_create_params"]["stream"] is True
 
 
+@pytest.mark.parametrize(("given", "stored"), [({}, False), ({"store": True}, True)])
+async def test_the_answers_of_a_rollout_are_not_kept_unless_the_row_says_so(
+    client: Client, given: dict[str, Any], stored: bool
+) -> None:
+    asked = row()
+    asked["responses_create_params"] |= given
+    assert (await rolled_out(client, asked))["response"]["store"] is stored
+
+
+async def test_a_rollout_takes_no_cookies_from_outside_and_gives_none() -> None:
+    model = Recorder(b'{"output":[],"status":"completed"}')
+    known = neighbours({}, World)
+    known.model = lambda name: model  # type: ignore[method-assign,assignment,return-value]
+    async with served(agent(known)) as client:
+        client.session.cookie_jar.update_cookies({"turn": "7"})
+        answer = await client.post("/run", row())
+    assert answer.status == 200
+    assert model.given == [{}]
+    assert "set-cookie" not in answer.headers
+
+
 # ---- how it ends
 
 
 async def test_max_steps_ends_it_as_incomplete_and_it_is_verified(engine: ScriptedEngine) -> None:
     engine.script = [calls(("say", {"word": "a"}))]
+    given = row()
+    given["responses_create_params"]["metadata"] = {"kept": "yes"}
     async with served(agent(neighbours(engine, World), max_steps=3)) as client:
-        done = await rolled_out(client, row())
+        done = await rolled_out(client, given)
     response = done["response"]
     assert (len(engine.asked), done["words"], done["reward"]) == (3, ["a"] * 3, 0.5)
     assert (response["status"], response["completed_at"]) == ("incomplete", None)
-    assert response["metadata"] == {"stopped_by": "max_steps", "max_steps": "3"}
+    assert response["metadata"] == {"kept": "yes", "stopped_by": "max_steps", "max_steps": "3"}
     assert len(outputs(response)) == 3
 
 
@@ -283,10 +333,16 @@ async def test_a_row_that_does_not_fit_at_all_is_incomplete_and_verified(
     engine.script = [OVERFLOW]
     async with served(agent(neighbours(engine, World, context_overflow=setting))) as client:
         done = await rolled_out(client, row())
-    assert (done["reward"], done["response"]["status"], done["response"]["output"]) == (0.5, "incomplete", [])
+    assert (done["reward"], done["response"]["status"], done["response"]["output"]) == (
+        0.5,
+        "incomplete",
+        [],
+    )
 
 
-async def test_an_engine_that_gives_up_is_an_error_and_no_reward(client: Client, engine: ScriptedEngine) -> None:
+async def test_an_engine_that_gives_up_is_an_error_and_no_reward(
+    client: Client, engine: ScriptedEngine
+) -> None:
     engine.script = [says("so f", finish_reason="abort")]
     answer = await client.post("/run", row())
     assert (answer.status, answer.error["code"]) == (502, "response_failed")
@@ -327,11 +383,17 @@ class Recorder:
     def __init__(self, *answers: bytes) -> None:
         self.answers = list(answers)
         self.asked: list[bytes] = []
+        self.given: list[dict[bytes, bytes]] = []
 
     async def respond(self, body: bytes, cookies: dict[bytes, bytes]) -> bytes:
         self.asked.append(body)
+        self.given.append(dict(cookies))
         cookies[b"turn"] = b"%d" % len(self.asked)
         return self.answers.pop(0)
+
+
+    def state(self) -> NotReady:
+        return NotReady("starting", "loading weights", 5)
 
 
 class Silent:
@@ -345,8 +407,13 @@ class Silent:
 
 
 async def test_an_item_of_the_model_is_never_written_anew() -> None:
-    item = b'{ "type":"function_call","weird" : [1.50,  2e3],"call_id":"c","name":"n","arguments":"\\u0061" }'
-    model = Recorder(b'{"id":"r1","output":[%s],"status":"completed"}' % item, b'{"id":"r2","output":[],"status":"completed"}')
+    item = (
+        b'{ "type":"function_call","weird" : [1.50,  2e3],"call_id":"c","name":"n","arguments":"\\u0061" }'
+    )
+    model = Recorder(
+        b'{"id":"r1","output":[%s],"status":"completed"}' % item,
+        b'{"id":"r2","output":[],"status":"completed"}',
+    )
     conversation = Conversation(model, Silent(), {}, {}, b"[]")  # type: ignore[arg-type]
     turn = await conversation.ask()
     await conversation.run(turn.calls)
@@ -362,7 +429,15 @@ async def test_one_turn_is_the_models_own_answer() -> None:
     assert conversation.response() == body
 
 
-async def test_cookies_of_the_model_go_back_to_it(engine: ScriptedEngine) -> None:
+async def test_two_turns_without_items_are_summed_too() -> None:
+    model = Recorder(*[b'{"output":[],"status":"completed","usage":{"total_tokens":3}}'] * 2)
+    conversation = Conversation(model, Silent(), {}, {}, b"[]")  # type: ignore[arg-type]
+    await conversation.ask()
+    await conversation.ask()
+    assert json.loads(conversation.response())["usage"] == {"total_tokens": 6}
+
+
+async def test_cookies_of_the_model_go_back_to_it() -> None:
     model = Recorder(*[b'{"output":[],"status":"completed"}'] * 2)
     cookies: dict[bytes, bytes] = {}
     conversation = Conversation(model, Silent(), cookies, {}, b"[]")  # type: ignore[arg-type]
@@ -377,7 +452,11 @@ async def test_an_item_of_the_agents_own_goes_to_the_model_and_into_the_result()
     conversation.add({"role": "user", "content": "And then?"})
     await conversation.ask()
     assert b'{"type":"message"},{"role":"user","content":"And then?"}]' in model.asked[1]
-    assert [item.get("role") for item in json.loads(conversation.response())["output"]] == [None, "user", None]
+    assert [item.get("role") for item in json.loads(conversation.response())["output"]] == [
+        None,
+        "user",
+        None,
+    ]
 
 
 async def test_an_answer_on_several_lines_becomes_one() -> None:
@@ -418,9 +497,7 @@ async def test_an_exception_in_verify_is_a_500_with_its_class(
     assert any(record.exc_info for record in caplog.records)
 
 
-@pytest.mark.parametrize(
-    ("mood", "status", "code"), [("bad", 400, None), ("worse", 500, "OSError")]
-)
+@pytest.mark.parametrize(("mood", "status", "code"), [("bad", 400, None), ("worse", 500, "OSError")])
 async def test_what_seed_session_raises_is_an_error_before_the_model_is_asked(
     engine: ScriptedEngine, mood: str, status: int, code: str | None
 ) -> None:
@@ -430,15 +507,24 @@ async def test_what_seed_session_raises_is_an_error_before_the_model_is_asked(
     assert engine.asked == []
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"), [(429, 429), (500, 500), (503, 503), (404, 404)]
-)
+@pytest.mark.parametrize(("status", "expected"), [(429, 429), (500, 500), (503, 503), (404, 404)])
 async def test_an_error_of_the_engine_is_passed_on(
     client: Client, engine: ScriptedEngine, status: int, expected: int
 ) -> None:
-    engine.script = [(status, {"error": {"message": "Not now.", "type": "x", "param": None, "code": status}})]
+    engine.script = [
+        (status, {"error": {"message": "Not now.", "type": "x", "param": None, "code": status}})
+    ]
     answer = await client.post("/run", row())
     assert (answer.status, answer.error["message"]) == (expected, "Not now.")
+
+
+@pytest.mark.parametrize("beside", [[], [("say", {"word": "a"})]])
+async def test_a_tool_that_another_server_fails_is_an_error_of_the_rollout(
+    client: Client, engine: ScriptedEngine, beside: list[Any]
+) -> None:
+    engine.script = [calls(("ask_elsewhere", {}), *beside), says("never")]
+    answer = await client.post("/run", row())
+    assert (answer.status, answer.headers["retry-after"], len(engine.asked)) == (503, "7", 1)
 
 
 async def test_an_engine_that_is_down_is_a_503_that_says_when_to_come_back(engine: ScriptedEngine) -> None:
@@ -484,13 +570,27 @@ async def test_health_is_that_of_the_model_behind_it(client: Client) -> None:
     assert (answer.status, answer.json["model_server"]) == (200, "policy_model")
 
 
+async def test_health_is_a_503_while_the_model_cannot_answer() -> None:
+    model = Recorder()
+    known = neighbours({}, World)
+    known.model = lambda name: model  # type: ignore[method-assign,assignment,return-value]
+    async with served(agent(known)) as client:
+        answer = await client.get("/health")
+    assert (answer.status, answer.error["code"]) == (503, "engine_starting")
+    assert "policy_model" in answer.error["message"]
+
+
 # ---- /v1/responses
 
 
 async def test_the_loop_alone_answers_a_responses_request(client: Client, engine: ScriptedEngine) -> None:
     engine.script = [calls(("say", {"word": "a"})), says("done")]
     answer = await client.post("/v1/responses", {"input": "Go"})
-    assert [item["type"] for item in answer.json["output"]] == ["function_call", "function_call_output", "message"]
+    assert [item["type"] for item in answer.json["output"]] == [
+        "function_call",
+        "function_call_output",
+        "message",
+    ]
     assert "reward" not in answer.json
 
 

@@ -53,7 +53,9 @@ class Toolbox:
         return [points, colour]
 
     @tool
-    async def limited(self, share: Annotated[float, Field(ge=0, le=1, description="of the whole")]) -> float:
+    async def limited(
+        self, share: Annotated[float, Field(ge=0, le=1, description="of the whole")]
+    ) -> float:
         return share
 
     @tool
@@ -127,7 +129,9 @@ def test_a_definition_is_an_openai_function_tool_made_of_signature_and_docstring
     ("name", "strict"),
     [("plain", True), ("optional", False), ("nested", True), ("free", False), ("nothing", True)],
 )
-def test_a_tool_is_strict_where_all_its_objects_are_closed_and_all_is_required(name: str, strict: bool) -> None:
+def test_a_tool_is_strict_where_all_its_objects_are_closed_and_all_is_required(
+    name: str, strict: bool
+) -> None:
     assert TOOLS[name].definition["strict"] is strict
 
 
@@ -162,7 +166,11 @@ def test_arguments_may_be_called_like_methods_of_pydantic() -> None:
     [
         ("plain", {"city": "Rome", "days": 2}, "Rome 2"),
         ("optional", {"city": "Rome"}, '{"city":"Rome","unit":"c"}'),
-        ("nested", {"points": [{"x": 1, "title": "a"}], "colour": "blue"}, '[[{"x":1,"title":"a"}],"blue"]'),
+        (
+            "nested",
+            {"points": [{"x": 1, "title": "a"}], "colour": "blue"},
+            '[[{"x":1,"title":"a"}],"blue"]',
+        ),
         ("limited", {"share": 1}, "1.0"),
         ("free", {"table": {"a": 1, "b": 2}}, "3"),
         ("nothing", {}, "null"),
@@ -171,9 +179,11 @@ def test_arguments_may_be_called_like_methods_of_pydantic() -> None:
         ("schema", {"json": "a", "copy": 1, "model_config": True}, "a1True"),
     ],
 )
-async def test_arguments_that_fit_arrive_typed_and_the_result_is_text(name: str, arguments: Any, text: str) -> None:
+async def test_arguments_that_fit_arrive_typed_and_the_result_is_text(
+    name: str, arguments: Any, text: str
+) -> None:
     result = await call(name, arguments)
-    assert (result.text, result.is_error) == (text, False)
+    assert result.text == text and result.kind != "error"
 
 
 async def test_a_tool_gets_the_session_that_the_call_is_for() -> None:
@@ -189,6 +199,8 @@ async def test_a_tool_gets_the_session_that_the_call_is_for() -> None:
         ("plain", "no JSON", "Invalid JSON"),
         ("plain", '{"city": "Rome"', "Invalid JSON"),
         ("plain", [1], "should be an object, got [1]"),
+        ("plain", "[" * 10_000, "Invalid JSON"),
+        ("plain", r'{"city": "\ud800", "days": 1}', "Invalid JSON"),
         ("plain", "", "city: Field required; days: Field required"),
         ("plain", {"city": "Rome", "days": "2"}, 'days: Input should be a valid integer, got "2"'),
         ("plain", {"city": 5, "days": 2}, "city: Input should be a valid string, got 5"),
@@ -205,7 +217,7 @@ async def test_arguments_that_do_not_fit_are_told_with_what_was_expected(
     name: str, arguments: Any, told: str
 ) -> None:
     result = await call(name, arguments)
-    assert result.is_error
+    assert result.kind == "error"
     assert result.text.startswith(f"Error: {name} was not called")
     assert told in result.text
     assert json.dumps(TOOLS[name].parameters, separators=(",", ":")) in result.text
@@ -221,12 +233,12 @@ async def test_arguments_that_do_not_fit_are_told_with_what_was_expected(
 )
 async def test_a_tool_that_raises_or_hangs_is_told_to_the_model(name: str, text: str) -> None:
     result = await call(name, {})
-    assert (result.text, result.is_error) == (text, True)
+    assert (result.text, result.kind) == (text, "error")
 
 
 async def test_a_result_that_cannot_be_written_is_told_to_the_model() -> None:
     result = await call("unsayable", {})
-    assert result.is_error
+    assert result.kind == "error"
     assert result.text.startswith("Error: unsayable failed: TypeError")
 
 
@@ -296,6 +308,8 @@ class Taken:
         (Taken, "cannot be called verify"),
     ],
 )
-def test_a_method_that_cannot_be_a_tool_is_refused_when_the_environment_is_made(kind: type, told: str) -> None:
+def test_a_method_that_cannot_be_a_tool_is_refused_when_the_environment_is_made(
+    kind: type, told: str
+) -> None:
     with pytest.raises(TypeError, match=told):
         tools_of(kind)

@@ -54,7 +54,12 @@ def test_the_text_is_what_the_model_said_last(output: list[Any], text: str) -> N
 
 
 def test_calls_are_decoded_and_have_what_was_answered() -> None:
-    output = [call("f", '{"a": 1}', 1), call("g", "no JSON", 2), result("two", 2), result([{"type": "x"}], 1)]
+    output = [
+        call("f", '{"a": 1}', 1),
+        call("g", "no JSON", 2),
+        result("two", 2),
+        result([{"type": "x"}], 1),
+    ]
     assert rollout(output).calls == (
         Call("f", {"a": 1}, '[{"type": "x"}]'),
         Call("g", None, "two"),
@@ -66,7 +71,14 @@ def test_calls_are_decoded_and_have_what_was_answered() -> None:
     [
         ("What?", "What?"),
         ([{"role": "system", "content": "S"}, {"role": "user", "content": "What?"}], "What?"),
-        ([message("First", kind="input_text", role="user"), message("ok"), {"role": "user", "content": "Then"}], "Then"),
+        (
+            [
+                message("First", kind="input_text", role="user"),
+                message("ok"),
+                {"role": "user", "content": "Then"},
+            ],
+            "Then",
+        ),
         ([], ""),
     ],
 )

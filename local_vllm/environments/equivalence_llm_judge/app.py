@@ -35,13 +35,14 @@ class JudgeSettings(ResourcesServerSettings):
     )
     judge_system_message: str = Field(SYSTEM_MESSAGE, description="Its system message; empty for none.")
     judge_prompt_template: str = Field(
-        TEMPLATE, description="What it is asked: {question}, {expected_answer} and {generated_answer} are filled in."
+        TEMPLATE, description="What it is asked, with {question}, {expected_answer} and {generated_answer}."
     )
-    judge_prompt_template_fpath: str | None = Field(None, description="A file with the template, in place of the above.")
-    judge_equal_label: str = Field(EQUAL, min_length=1, description="How the judge says that both are the same.")
-    judge_not_equal_label: str = Field(NOT_EQUAL, min_length=1, description="How it says that they are not.")
+    judge_prompt_template_fpath: str | None = Field(None, description="A file with the template instead.")
+    judge_equal_label: str = Field(EQUAL, min_length=1, description="How the judge says: the same.")
+    judge_not_equal_label: str = Field(NOT_EQUAL, min_length=1, description="How it says: not the same.")
     check_twice_swap: bool = Field(
-        False, description="Ask again with the answers swapped when it says equal; both times have to be equal."
+        False,
+        description="Ask again with the answers swapped when it says equal; both times have to be equal.",
     )
     reward_if_swap_fails: float = Field(0.0, description="The reward when the second verdict is not equal.")
     question_extract_regex: str | None = Field(
@@ -55,10 +56,10 @@ class JudgeSettings(ResourcesServerSettings):
     @classmethod
     def _template_of_file(cls, raw: Any) -> Any:
         """The text travels to where rollouts are verified; the file need not be there."""
-        if isinstance(raw, Mapping) and isinstance(path := raw.get("judge_prompt_template_fpath"), str):
-            if Path(path).is_file():
-                return {**raw, "judge_prompt_template": Path(path).read_text(encoding="utf-8")}
-        return raw
+        path = raw.get("judge_prompt_template_fpath") if isinstance(raw, Mapping) else None
+        if not isinstance(path, str) or not Path(path).is_file():
+            return raw
+        return {**raw, "judge_prompt_template": Path(path).read_text(encoding="utf-8")}
 
     @classmethod
     def further_problems(cls, raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -126,7 +127,8 @@ class EquivalenceLLMJudge(ResourcesServer):
 def _template_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
     path, text = raw.get("judge_prompt_template_fpath"), raw.get("judge_prompt_template")
     if path is not None and text is not None:
-        yield Problem("judge_prompt_template_fpath", "is given beside judge_prompt_template: give one of the two")
+        both = "is given beside judge_prompt_template: give one of the two"
+        yield Problem("judge_prompt_template_fpath", both)
     elif isinstance(path, str) and not Path(path).is_file():
         yield Problem("judge_prompt_template_fpath", f"names {path}, which is no file in {Path.cwd()}")
     elif isinstance(path, str):

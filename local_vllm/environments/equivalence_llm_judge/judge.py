@@ -34,7 +34,13 @@ class Judge:
     """A model server that is asked to compare two answers. `labels`: for equal, and for not equal."""
 
     def __init__(
-        self, model: Model, *, system: str, template: str, labels: tuple[str, str], params: Mapping[str, Any]
+        self,
+        model: Model,
+        *,
+        system: str,
+        template: str,
+        labels: tuple[str, str],
+        params: Mapping[str, Any],
     ) -> None:
         self._model = model
         self._system = system
@@ -43,7 +49,9 @@ class Judge:
         # The longer first: one label may be a part of the other.
         self._labels = re.compile("|".join(map(re.escape, sorted(labels, key=len, reverse=True))))
 
-    async def compare(self, question: str, expected: str, generated: str, *, swapped: bool = False) -> Evaluation:
+    async def compare(
+        self, question: str, expected: str, generated: str, *, swapped: bool = False
+    ) -> Evaluation:
         """Raises UpstreamError for an answer without a verdict, and what a model server raises."""
         first, second = (generated, expected) if swapped else (expected, generated)
         prompt = self._template.format(question=question, expected_answer=first, generated_answer=second)
@@ -70,13 +78,14 @@ class Judge:
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> EnvironmentFailure:
-        return EnvironmentFailure(f"The judge {self._model.name} refused its request: {error}", code="judge_refused")
+        message = f"The judge {self._model.name} refused its request: {error}"
+        return EnvironmentFailure(message, code="judge_refused")
 
     def _verdict(self, text: str) -> str:
         """The last label: a judge may speak of both before it decides."""
         labels = self._labels.findall(text)
         if not labels:
             shown = text[-_SHOWN:] or "nothing"
-            message = f"The judge {self._model.name} gave no verdict ({self._labels.pattern}); it said: {shown}"
+            message = f"The judge {self._model.name} gave none of its labels; it said: {shown}"
             raise UpstreamError(message, status=502, code="judge_gave_no_verdict")
         return str(labels[-1])

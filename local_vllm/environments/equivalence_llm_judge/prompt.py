@@ -12,9 +12,9 @@ EQUAL = "[[A=B]]"
 NOT_EQUAL = "[[A!=B]]"
 
 SYSTEM_MESSAGE = (
-    "You grade answers. You are given a question and two answers to it, A and B. Decide whether A and B give the "
-    "same answer to the question. How they are worded, formatted, rounded or explained does not matter; whether "
-    "they are true does not matter either."
+    "You grade answers. You are given a question and two answers to it, A and B. Decide whether A and B "
+    "give the same answer to the question. How they are worded, formatted, rounded or explained does not "
+    "matter; whether they are true does not matter either."
 )
 
 TEMPLATE = """\
@@ -39,7 +39,8 @@ def template_problems(template: str) -> Iterator[str]:
         yield f"is no template ({problem}); write braces that are no field as {{{{ and }}}}"
         return
     for name in sorted(used - set(FIELDS)):
-        yield f"has the field {{{name}}}, and knows {', '.join(FIELDS)} only; write other braces as {{{{ and }}}}"
+        known = ", ".join(FIELDS)
+        yield f"has the field {{{name}}}, and knows {known} only; write other braces as {{{{ and }}}}"
     for name in NEEDED:
         if name not in used:
             yield f"lacks the field {{{name}}}: the judge would not see it"

@@ -6,11 +6,13 @@ The reward is for looking up all that the answer needs, and for the right answer
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from local_vllm.environments import ResourcesServer, Rollout, ToolError, Verdict, tool
+
+Found = TypeVar("Found")
 
 
 class Line(BaseModel):
@@ -81,7 +83,8 @@ class ExampleMultiStep(ResourcesServer):
         Args:
             customer: Name of the customer, as it stands in the order.
         """
-        return {"customer": customer, "discount_percent": _found(session.discounts_percent, customer, "customer")}
+        percent = _found(session.discounts_percent, customer, "customer")
+        return {"customer": customer, "discount_percent": percent}
 
     @tool
     async def submit_total(self, total_cents: int, session: Shop) -> str:
@@ -106,7 +109,7 @@ class ExampleMultiStep(ResourcesServer):
         )
 
 
-def _found(table: dict[str, Any], name: str, kind: str) -> Any:
+def _found(table: dict[str, Found], name: str, kind: str) -> Found:
     if name not in table:
         raise ToolError(f"There is no {kind} {name!r}.")
     return table[name]
@@ -121,9 +124,7 @@ def _needed(row: OrderRow) -> set[str]:
 
 def _made(rollout: Rollout[OrderRow, Shop]) -> set[str]:
     return {
-        f"{call.name}({argument})"
-        for call in rollout.calls
-        for argument in (call.arguments or {}).values()
+        f"{call.name}({argument})" for call in rollout.calls for argument in (call.arguments or {}).values()
     }
 
 

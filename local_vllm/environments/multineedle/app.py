@@ -1,4 +1,4 @@
-"""Several needles in a long text: each is a value under a label, found by reading and handed in with a tool."""
+"""Several needles in a long text: each is a value under a label, to be handed in with a tool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NeedleSettings(ResourcesServerSettings):
     """What the config can say."""
 
     scoring: Literal["share", "all"] = Field(
-        "share", description="The reward: the share of the needles that were found, or 1 only for all of them."
+        "share", description="The reward: the share of the needles that were found, or 1 for all of them."
     )
 
 
@@ -54,7 +54,12 @@ class MultiNeedle(ResourcesServer):
         strange = submitted.keys() - wanted.keys()
         share = max(0, len(right) - len(strange)) / len(wanted)
         reward = share if self.settings.scoring == "share" else float(share == 1)
-        return Verdict(reward=reward, needles_found=len(right), needles_strange=len(strange), needles_total=len(wanted))
+        return Verdict(
+            reward=reward,
+            needles_found=len(right),
+            needles_strange=len(strange),
+            needles_total=len(wanted),
+        )
 
 
 def _plain(text: str) -> str:
