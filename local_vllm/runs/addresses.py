@@ -58,7 +58,7 @@ class Addresses:
 
 def addresses_of(run: RunRecord) -> Addresses:
     """The servers of one run."""
-    return Addresses({server.name: (run,) for server in run.servers})
+    return _addresses([run])
 
 
 def find_addresses(settings: GlobalSettings) -> Addresses:
@@ -66,12 +66,12 @@ def find_addresses(settings: GlobalSettings) -> Addresses:
 
     Raises RunError when nothing runs, and ClusterError when `ray_address` cannot be asked.
     """
+    here = [run for run in status.local_runs() if run.is_alive and run.host == socket.gethostname()]
     if {"http_host", "http_port"} & settings.model_fields_set:
-        return Addresses(root=f"http://{reachable_host(settings.http_host)}:{settings.http_port}")
-    runs = [run for run in status.local_runs() if run.is_alive and run.host == socket.gethostname()]
-    if settings.ray_address:
-        published = status.runs_on_cluster(settings.ray_address)
-        runs = status.together([run for run in runs if run.ray_address == settings.ray_address], published)
+        root = f"http://{reachable_host(settings.http_host)}:{settings.http_port}"
+        there = [run for run in here if run.serve_url == root]
+        return _addresses(there) if there else Addresses(root=root)
+    runs = _on_cluster(settings.ray_address, here) if settings.ray_address else here
     if not (serving := [run for run in runs if run.serve_url]):
         where = f"on the cluster at {settings.ray_address}" if settings.ray_address else "on this machine"
         state = "is serving yet" if runs else "is running"
@@ -79,8 +79,16 @@ def find_addresses(settings: GlobalSettings) -> Addresses:
             f"no ng_run {state} {where}: start one, give +config_paths=[...] to have the servers brought up, "
             "+ray_address=... for a cluster's, or +http_host=... +http_port=... for one elsewhere"
         )
-    names = dict.fromkeys(server.name for run in serving for server in run.servers)
-    return Addresses({name: [run for run in serving if _has(run, name)] for name in names})
+    return _addresses(serving)
+
+
+def _on_cluster(address: str, here: Sequence[RunRecord]) -> list[RunRecord]:
+    return status.together([run for run in here if run.ray_address == address], status.runs_on_cluster(address))
+
+
+def _addresses(runs: Sequence[RunRecord]) -> Addresses:
+    names = dict.fromkeys(server.name for run in runs for server in run.servers)
+    return Addresses({name: [run for run in runs if _has(run, name)] for name in names})
 
 
 def _has(run: RunRecord, name: str) -> bool:

@@ -36,6 +36,7 @@ class StandInAgent:
         self.app.router.add_post("/{agent}/run", self.run)
         self.app.router.add_post("/{agent}/v1/responses", self.respond)
         self.app.router.add_get("/{agent}/health", self.health)
+        self.app.router.add_post("/v1/chat/completions", self.chat)
         self.app.router.add_post("/control", self.control)
 
     async def control(self, request: web.Request) -> web.Response:
@@ -96,6 +97,14 @@ class StandInAgent:
         answer = row | {"response": response, "reward": row.get("expected_reward", 1.0), "verdict": "checked"}
         headers = {"server-timing": TIMING, "x-model-server": "policy_model", "content-type": "application/json"}
         return web.Response(body=json.dumps(answer).encode(), headers=headers)
+
+    async def chat(self, request: web.Request) -> web.Response:
+        """As an engine behind a model server would, where the agent is a real one."""
+        await asyncio.sleep(0.2)
+        message = {"role": "assistant", "content": "It is sunny.", "tool_calls": []}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+        return web.json_response({"id": "c", "created": 1, "model": "stand-in", "choices": [choice], "usage": usage})
 
     async def respond(self, request: web.Request) -> web.Response:
         asked = await request.json()

@@ -104,12 +104,17 @@ def test_what_cannot_be_found_is_told(
     assert not (tmp_path / "o.jsonl").exists()
 
 
-def test_an_agent_of_two_runs_has_to_be_chosen(keep: Keep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_agent_of_two_runs_has_to_be_chosen(
+    keep: Keep, served: AgentProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keep()
     keep("00000002", serve_url="http://127.0.0.1:9")
 
     assert collect(tmp_path, f"+agent_name={AGENT}") == 1
     assert "several runs have a server" in capsys.readouterr().err
+    assert collect(tmp_path, f"+agent_name={AGENT}", f"+http_port={served.port}") == 0
+    kept = json.loads(Paths(tmp_path / "o.jsonl").collection.read_text())
+    assert kept["identity"]["models"] == ["org/judge", "org/policy"]
 
 
 def test_a_stated_port_where_nobody_listens_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
