@@ -18,7 +18,6 @@ Fields = dict[str, Raw]
 
 REQUEST = "responses_create_params"
 RESPONSE = "response"
-REWARD = "reward"
 
 encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(Fields).decode
@@ -51,17 +50,10 @@ def read_row(body: bytes) -> InputRow:
 def fields_of(body: bytes | Raw, what: str) -> Fields:
     """The fields of a JSON object, on one line each. Raises RequestError, which calls it `what`."""
     try:
-        return _decode_fields(on_one_line(_text(body)) if isinstance(body, bytes) else body)
+        return _decode_fields(on_one_line(body) if isinstance(body, bytes) else body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
         message = f"The {what} has to be a JSON object: {str(problem).replace('`', '')}."
         raise RequestError(message, param=what, code="invalid_json") from problem
-
-
-def _text(body: bytes) -> bytes:
-    """Parts are copied unread, so the whole has to be UTF-8. Raises UnicodeDecodeError."""
-    if not body.isascii():
-        str(body, "utf-8")
-    return body
 
 
 def on_one_line(body: bytes) -> bytes:
@@ -71,8 +63,7 @@ def on_one_line(body: bytes) -> bytes:
 
 def output_row(row: Mapping[str, Raw], response: bytes, verdict: Mapping[str, Raw]) -> bytes:
     """A finished rollout on one line: the row as it came, the response, and the verdict with its reward."""
-    kept = {name: value for name, value in row.items() if name not in (RESPONSE, REWARD)}
-    return encode(kept | {RESPONSE: Raw(response), **verdict})
+    return encode({**row, RESPONSE: Raw(response), **verdict})
 
 
 def same_value(one: Raw, other: Raw) -> bool:

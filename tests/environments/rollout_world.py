@@ -50,14 +50,16 @@ class ScriptedEngine(StandInEngine):
     def __init__(self) -> None:
         super().__init__()
         self.script: list[Turn | tuple[int, Turn]] = [says("Hello")]
-        self.answered: list[bytes] = []
 
     async def _answer(self, path: str, send: Callable) -> None:
-        turn = self.script[min(len(self.asked), len(self.script)) - 1]
+        turn = self.answer(self.asked[-1]["body"])
         self.status, found = turn if isinstance(turn, tuple) else (200, turn)
         self.body = re.sub(r"call_\d+", lambda _: f"call_{next(_numbers)}", json.dumps(found)).encode()
-        self.answered.append(self.body)
         await super()._answer(path, send)
+
+    def answer(self, question: dict[str, Any]) -> Turn | tuple[int, Turn]:
+        """The next turn, whatever the question was."""
+        return self.script[min(len(self.asked), len(self.script)) - 1]
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -257,6 +257,22 @@ async def test_the_answers_of_a_rollout_are_not_kept_unless_the_row_says_so(
     assert (await rolled_out(client, asked))["response"]["store"] is stored
 
 
+async def test_rollouts_at_the_same_time_do_not_see_each_other(
+    client: Client, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def say_it_twice(question: dict[str, Any]) -> dict[str, Any]:
+        word = question["messages"][0]["content"]
+        said = [message for message in question["messages"] if message["role"] == "tool"]
+        return says(word) if len(said) == 2 else calls(("say", {"word": word}))
+
+    monkeypatch.setattr(engine, "answer", say_it_twice)
+    words = [f"word{number}" for number in range(20)]
+    done = await asyncio.gather(*(rolled_out(client, row(word, id=word)) for word in words))
+    assert [(each["id"], each["words"], each["text"]) for each in done] == [
+        (word, [word] * 2, word) for word in words
+    ]
+
+
 async def test_a_rollout_takes_no_cookies_from_outside_and_gives_none() -> None:
     model = Recorder(b'{"output":[],"status":"completed"}')
     known = neighbours({}, World)
