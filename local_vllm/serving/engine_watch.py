@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,7 +101,8 @@ class EngineWatch:
         except TimeoutError:
             return self.waiting, None
         except (aiohttp.ClientConnectionError, OSError) as error:
-            return (), f"No connection to {where}: {getattr(error, 'strerror', None) or error}."
+            errno = getattr(error, "errno", None)
+            return (), f"No connection to {where}: {os.strerror(errno) if errno else error}."
         except aiohttp.ClientError:
             return self.waiting, None
 

@@ -165,7 +165,7 @@ async def test_a_run_does_not_wait_for_engines_of_somebody_elses_but_names_those
         ]
         async with serving(Gateway(servers)) as address:
             (message,) = await until_all_answer(address)
-    assert message.startswith(f"judge_model: No connection to the engine at {url}: ")
+    assert message == f"judge_model: No connection to the engine at {url}: Connection refused."
 
 
 @asynccontextmanager
