@@ -25,12 +25,11 @@ from local_vllm.rollouts.files import Collection, Paths, held
 from local_vllm.rollouts.rows import checked_input
 from local_vllm.rollouts.summary import Summary, summary_table
 from local_vllm.rollouts.tally import Tally
-from local_vllm.runs.addresses import addresses_of, find_addresses, models_behind
+from local_vllm.runs.addresses import addresses_of, find_addresses, living_runs, models_behind
 from local_vllm.runs.record import RunRecord
 from local_vllm.runs.run import Run
 from local_vllm.runs.server_records import server_records
 from local_vllm.runs.signals import StopSignals
-from local_vllm.runs.status import local_runs
 
 USAGE = """\
 ng_collect_rollouts sends every row of a JSONL file to an agent and writes each finished rollout, with its reward, to
@@ -42,7 +41,8 @@ another JSONL file, as soon as it is done.
   ng_collect_rollouts "+config_paths=[...]" +agent_name=... ...
                                                            brings the servers up itself, and takes them down after
   ng_collect_rollouts ... +limit=1000 +num_repeats=4       the first 1,000 rows, four rollouts of each
-  ng_collect_rollouts ... +concurrency=200                 200 in flight at once; num_samples_in_parallel is the same
+  ng_collect_rollouts ... +concurrency=200                 200 in flight at once instead of 50; num_samples_in_parallel
+                                                           is the same key
   ng_collect_rollouts ... +responses_create_params.temperature=0.7
                                                            over what the rows say
   ng_collect_rollouts ... +resume_from_cache=true          goes on with an output that is not complete
@@ -225,7 +225,7 @@ def _brings_servers_up(config: RunConfig, argv: Sequence[str]) -> bool:
         return True
     if config.settings.config_paths == (QUICKSTART,) or keys & {"http_host", "http_port", "ray_address"}:
         return False
-    return not any(run.is_alive for run in local_runs())
+    return not living_runs()
 
 
 def _check_agents(config: RunConfig, agents: frozenset[str]) -> None:

@@ -61,12 +61,17 @@ def addresses_of(run: RunRecord) -> Addresses:
     return _addresses([run])
 
 
+def living_runs() -> list[RunRecord]:
+    """The runs of this user on this machine; of a home that others share too."""
+    return [run for run in status.local_runs() if run.host == socket.gethostname() and run.is_alive]
+
+
 def find_addresses(settings: GlobalSettings) -> Addresses:
     """Where to look for servers: at http_host and http_port where they are given, else at the living runs.
 
     Raises RunError when nothing runs, and ClusterError when `ray_address` cannot be asked.
     """
-    here = [run for run in status.local_runs() if run.is_alive and run.host == socket.gethostname()]
+    here = living_runs()
     if {"http_host", "http_port"} & settings.model_fields_set:
         root = f"http://{reachable_host(settings.http_host)}:{settings.http_port}"
         there = [run for run in here if run.serve_url == root]

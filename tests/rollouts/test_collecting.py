@@ -196,6 +196,7 @@ async def test_an_agent_that_is_down_is_waited_for_and_not_asked_meanwhile(
     assert 0 < calls <= 20 and looks <= 5
     assert (summary.done, summary.failed) == (200, 0)
     assert set(times_written(output).values()) == {1}
+    assert {line["_ng_attempt"] for line in written(output)} == {1}
     assert summary.session.paused_s > 1
     assert f"Paused: {AGENT} cannot answer" in said(console) and "waiting up to 30 min" in said(console)
     assert f"Going on: {AGENT} answers again" in said(console)

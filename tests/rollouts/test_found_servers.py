@@ -129,6 +129,17 @@ def test_an_agent_that_the_config_files_do_not_have_is_refused_before_anything_s
     assert f"agent_name: `{AGENT}` is no agent of these config files" in capsys.readouterr().err
 
 
+def test_config_files_of_env_yaml_are_for_when_nothing_runs(
+    keep: Keep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "env.yaml").write_text("config_paths: [local_vllm_model.yaml]\npolicy_model_name: org/any\n")
+    assert collect(tmp_path, f"+agent_name={AGENT}") == 2
+    assert "is no agent of these config files" in capsys.readouterr().err
+
+    keep()
+    assert collect(tmp_path, f"+agent_name={AGENT}") == 0
+
+
 def test_the_rows_are_found_in_the_working_folder(keep: Keep, tmp_path: Path) -> None:
     keep()
     folder = tmp_path / "resources_servers" / "mine" / "data"
