@@ -16,7 +16,6 @@ from local_vllm.environments.conversation import Conversation
 from local_vllm.environments.failures import PASSED_ON, raised_in
 from local_vllm.environments.over_http import OverHttp
 from local_vllm.environments.places import Environment, InProcess
-from local_vllm.environments.resources_http import failing_well
 from local_vllm.environments.rows import Fields, encode, fields_of, read_row
 from local_vllm.environments.sessions import read_cookies, set_cookie
 from local_vllm.environments.timings import Timings
@@ -54,8 +53,8 @@ class Agent:
         self.model = neighbours.model(settings.model_server.name)
         self.environment: Environment = _environment(settings, neighbours)
         self._routes: Routes = {
-            "/run": {"POST": failing_well(self._post_run)},
-            "/v1/responses": {"POST": failing_well(self._post_responses)},
+            "/run": {"POST": self._post_run},
+            "/v1/responses": {"POST": self._post_responses},
             "/health": {"GET": self._get_health},
         }
 

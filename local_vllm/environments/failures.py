@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
-
 from local_vllm.errors import EngineUnavailable, LocalVLLMError, RequestError, UpstreamError
-from local_vllm.serving.replies import Refused, Reply, failure_reply
+from local_vllm.serving.replies import Refused
 
 logger = logging.getLogger("local_vllm.environments")
 
@@ -44,14 +42,6 @@ def told(error: Exception) -> str:
     """An exception as a model is told of it."""
     text = _one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def reply_to(error: Exception) -> Reply:
-    """The answer of an agent or an environment to a request that failed."""
-    if isinstance(error, EnvironmentFailure):
-        fields = {"message": str(error), "type": "server_error", "param": None, "code": error.code}
-        return Reply(500, msgspec.json.encode({"error": fields}))
-    return failure_reply(error)
 
 
 def _one_line(error: Exception) -> str:

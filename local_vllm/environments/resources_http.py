@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from local_vllm.environments.episodes import Episodes
-from local_vllm.environments.failures import EnvironmentFailure, reply_to
 from local_vllm.environments.rows import RESPONSE, encode, read_row
 from local_vllm.environments.sessions import SessionTable, cookie_name, read_cookies, set_cookie
 from local_vllm.errors import EngineUnavailable, RequestError
@@ -33,8 +32,9 @@ class ResourcesHttp:
         posts: dict[str, Handler] = {"/seed_session": self._post_seed_session, "/verify": self._post_verify}
         posts |= {f"/{tool}": partial(self._post_tool, tool) for tool in episodes.tool_names}
         gets: dict[str, Handler] = {"/tools": self._get_tools, "/health": self._get_health}
-        self.routes: Routes = {path: {"POST": failing_well(handler)} for path, handler in posts.items()} | {
-            path: {"GET": handler} for path, handler in gets.items()
+        self.routes: Routes = {
+            **{path: {"POST": handler} for path, handler in posts.items()},
+            **{path: {"GET": handler} for path, handler in gets.items()},
         }
 
     async def _post_seed_session(self, request: Request) -> Reply:
@@ -56,7 +56,8 @@ class ResourcesHttp:
         result = await self._episodes.call(tool, arguments, session)
         if result.kind == "error":
             return Reply(422, _tool_error(result.text), JSON + headers)
-        return Reply(200, encode(result.text) if result.kind == "text" else result.text.encode(), JSON + headers)
+        text = encode(result.text) if result.kind == "text" else result.text.encode()
+        return Reply(200, text, JSON + headers)
 
     async def _post_verify(self, request: Request) -> Reply:
         row = read_row(await request.json_body())
@@ -89,18 +90,6 @@ class ResourcesHttp:
 
     def _key(self, request: Request) -> bytes | None:
         return read_cookies(request.headers.get(b"cookie")).get(self._cookie)
-
-
-def failing_well(handler: Handler) -> Handler:
-    """The handler, with what an environment's own code raised as its answer."""
-
-    async def answered(request: Request) -> Any:
-        try:
-            return await handler(request)
-        except EnvironmentFailure as failure:
-            return reply_to(failure)
-
-    return answered
 
 
 def _tool_error(text: str) -> bytes:

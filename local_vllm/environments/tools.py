@@ -65,7 +65,7 @@ def tool(method: Method | None = None, *, timeout_s: float = TOOL_TIMEOUT_S) -> 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call came to, as `text` for the model: words of the tool's, JSON, or a sentence about an error."""
+    """What a call came to, as `text` for the model: the tool's own words, JSON, or what went wrong."""
 
     text: str
     kind: Literal["text", "json", "error"]

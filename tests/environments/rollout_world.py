@@ -45,7 +45,7 @@ def calls(*called: tuple[str, Any], **choice: Any) -> Turn:
 
 
 class ScriptedEngine(StandInEngine):
-    """Answers with the turns of `script`, the last one again and again; a status may stand in place of 200."""
+    """Answers with the turns of `script`, the last one again and again; a turn may have a status."""
 
     def __init__(self) -> None:
         super().__init__()

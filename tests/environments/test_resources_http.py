@@ -313,5 +313,5 @@ async def test_an_environment_that_forgets_a_session_fails_the_rollout_and_tells
         known = neighbours(engine, serve_url=far)
         async with served(agent(known, resources_server_in_process=False)) as client:
             answer = await client.post("/run", row(start=1))
-    assert answer.status == 503
+    assert (answer.status, answer.headers["retry-after"]) == (503, "0")
     assert json.loads(answer.body)["error"]["message"].startswith("world: this session is not here")

@@ -29,9 +29,9 @@ def result(output: Any, number: int = 1) -> dict[str, Any]:
 REASONING = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
 
 
-def rollout(output: list[Any], request: Any = {}, status: str = "completed") -> Rollout[Any, Any]:
+def rollout(output: list[Any], request: Any = None, status: str = "completed") -> Rollout[Any, Any]:
     response = json.dumps({"output": output, "status": status, "usage": None}).encode()
-    return Rollout({}, {}, request=msgspec.Raw(json.dumps(request).encode()), response=response)
+    return Rollout({}, {}, request=msgspec.Raw(json.dumps(request or {}).encode()), response=response)
 
 
 @pytest.mark.parametrize(
