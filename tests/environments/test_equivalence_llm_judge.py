@@ -86,6 +86,7 @@ async def test_the_judge_sees_the_question_and_both_answers_as_they_are(
     evaluation = done["judge_evaluations"][0]
     assert evaluation["verdict_label"] == "[[A=B]]"
     assert evaluation["responses_create_params"]["input"][1]["content"] == user["content"]
+    assert evaluation["response"]["store"] is False
     assert evaluation["response"]["output"][0]["content"][0]["text"] == EQUAL
 
 
@@ -134,17 +135,17 @@ async def test_the_answer_can_be_cut_out_of_what_the_model_said(
 
 
 async def test_labels_and_template_are_the_configs(engine: ScriptedEngine, judge: ScriptedEngine) -> None:
-    judge.script = [says("I find them not equal")]
+    judge.script = [says("I find them equal: not")]
     done = await rolled_out(
         engine,
         judge,
         judge_prompt_template="{{x}} {expected_answer}|{generated_answer}",
         judge_equal_label="equal",
-        judge_not_equal_label="not equal",
+        judge_not_equal_label="equal: not",
         judge_system_message="",
     )
     assert judge.messages == [{"role": "user", "content": "{x} four|Hello"}]
-    assert (done["reward"], done["judge_evaluations"][0]["verdict_label"]) == (0.0, "not equal")
+    assert (done["reward"], done["judge_evaluations"][0]["verdict_label"]) == (0.0, "equal: not")
 
 
 # ---- a judge that fails
