@@ -180,6 +180,38 @@ async def test_where_nearly_everything_fails_the_budget_ends_the_retries(agent: 
     assert sum(agent.asked.values()) == 300 + 100
 
 
+async def test_rollouts_that_succeed_earn_retries_for_others(agent: StandInAgent, collect: Collect) -> None:
+    bad = [row(i, behave=[{"status": 500}]) for i in range(250)]
+    good = [row(1000 + i) for i in range(40)]
+    await collect([*bad[:150], *good, *bad[150:]], concurrency=1)
+
+    assert sum(agent.asked.values()) == 250 + 100 + 40 // 2
+
+
+async def test_nothing_new_is_begun_while_an_agent_is_down(agent: StandInAgent, collect: Collect) -> None:
+    rows = [row(i, delay_s=0.5 if i < 9 else 0.02) for i in range(100)]
+    collecting = asyncio.create_task(collect(rows, concurrency=10))
+    await asyncio.sleep(0.3)
+    agent.down = True
+    await asyncio.sleep(0.6)
+    # One has found it out; the nine that have finished since have begun nothing.
+    assert agent.calls_while_down == 1
+    agent.down = False
+
+    assert (await collecting).done == 100
+
+
+async def test_stopped_during_a_pause_nothing_is_a_failure(agent: StandInAgent, collect: Collect) -> None:
+    collecting = asyncio.create_task(collect([row(i, delay_s=0.02) for i in range(100)], concurrency=5))
+    await asyncio.sleep(0.3)
+    agent.down = True
+    await asyncio.sleep(0.3)
+    collecting.cancel()
+    summary = await asyncio.wait_for(collecting, 5)
+
+    assert summary.failed == 0 and summary.not_begun > 0
+
+
 async def test_an_agent_that_is_down_is_waited_for_and_not_asked_meanwhile(
     agent: StandInAgent, collect: Collect, output: Path, console: Console
 ) -> None:

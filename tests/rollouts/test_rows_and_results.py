@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_vllm.errors import ConfigError
@@ -41,6 +41,8 @@ def answered(row: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**row, "response": {"usage": usage}, "reward": 0.5, **more}
 
 
+# A busy machine takes its time, now and then.
+@settings(deadline=None)
 @given(st.dictionaries(KEYS, JSON, max_size=5), st.sampled_from([None, 1]), st.booleans())
 def test_every_key_of_a_row_stands_unchanged_in_its_line(extra: dict[str, Any], indent: int | None, ascii: bool) -> None:
     row = {**extra, "responses_create_params": {"input": "hi"}}
