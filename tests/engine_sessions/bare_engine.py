@@ -64,11 +64,22 @@ class BareEngine:
         except psutil.NoSuchProcess:
             return []
 
+    def end(self) -> None:
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        self.kill()
+
     def kill(self) -> None:
-        """SIGKILL to all of it at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """SIGKILL to all of it at once; its shared memory, which nobody else takes away then, goes too."""
+        processes = self.processes()
+        segments = tree.mapped_shared_memory([process.pid for process in processes])
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait(10)
+        psutil.wait_procs(processes, 10)
+        tree.remove_shared_memory(segments)
 
 
 @contextmanager
@@ -79,4 +90,4 @@ def bare_engines(count: int, model: Path, folder: Path, **flags: Any) -> Iterato
         yield engines
     finally:
         for engine in engines:
-            engine.kill()
+            engine.end()
