@@ -45,15 +45,21 @@ class ChatCall(Struct, frozen=True):
     path: str = CHAT
 
 
+class Doubt(Struct, frozen=True):
+    """Something suspicious about an answer. `about` is the same for all of a kind: the first is worth telling."""
+
+    about: str
+    message: str
+
+
 class Answer(Struct, frozen=True):
     """What goes back to the client.
 
     `needs_tokenize`: the engine left out the prompt's token ids; POST `tokenize_body(call)` to /tokenize and
-    convert again with what it says. `token_problem` tells why token ids are not in the answer though they
-    were asked for; it is worth a warning.
+    convert again with what it says. `doubts` are worth a warning.
     """
 
     status: int
     body: bytes
     needs_tokenize: bool = False
-    token_problem: str | None = None
+    doubts: tuple[Doubt, ...] = ()

@@ -18,6 +18,7 @@ from local_vllm.protocol.calls import CHAT, COMPLETIONS, RESPONSES, Answer, Aske
 from local_vllm.protocol.chat import Delta
 from local_vllm.protocol.completion_answers import CompletionEvents, as_chat_answer
 from local_vllm.protocol.completions import Render, completion_body, prompt_of
+from local_vllm.protocol.doubts import doubts_of, token_doubt
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
@@ -34,7 +35,7 @@ from local_vllm.protocol.response import Ending, ending, overflow_notes, respons
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_items, resolved
 from local_vllm.protocol.to_chat import caller_fields, check, wants_logprobs
-from local_vllm.protocol.tokens import StreamedTokens
+from local_vllm.protocol.tokens import NoTokens, StreamedTokens
 from local_vllm.protocol.tools import read_tools
 from local_vllm.protocol.whole_answer import attach_tokens, read_answer
 
@@ -74,6 +75,7 @@ class Converter:
         self._server_fields = server
         self._overrides = raw_fields(settings.sampling_overrides)
         self._tags = settings.reasoning_tags or THINK
+        self._unparsed = None if settings.uses_reasoning_parser else self._tags
         self._history = _history(settings)
         self._render = render
         self.native = NativeRequests(server, self._overrides)
@@ -191,7 +193,7 @@ class Converter:
         texts = texts_of_whole(answer) if wants_logprobs(asked.request) else None
         cut_off = end.status != "completed"
         output = self._fold(asked, choice.message, texts, cut_off=cut_off, inside=self._begins_inside(call))
-        missing = attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
+        found = attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
         response = response_object(
             asked,
             model=decoded.model,
@@ -200,10 +202,11 @@ class Converter:
             usage=usage_of(decoded.usage),
             completed_at=int(self._clock()),
         )
-        body = _encode(response)
-        if missing is None:
-            return Answer(200, body)
-        return Answer(200, body, missing.prompt_only and tokenized is None, missing.reason)
+        doubts = [*doubts_of(asked, output, whole=not cut_off, unparsed=self._unparsed)]
+        if found is not None and (doubt := token_doubt(found, decoded.usage)):
+            doubts.append(doubt)
+        needs_tokenize = isinstance(found, NoTokens) and found.prompt_only and tokenized is None
+        return Answer(200, _encode(response), needs_tokenize, tuple(doubts))
 
     def stream(self, call: ChatCall) -> ResponseEvents:
         """What makes events of the engine's stream, for a Responses call that asked for one."""
@@ -226,6 +229,7 @@ class Converter:
             begins_after=splitter.begin_after if splitter else None,
             texts=texts,
             tokens=StreamedTokens() if call.wants_token_ids else None,
+            unparsed=self._unparsed,
         )
 
     def _begins_inside(self, call: ChatCall) -> bool | None:

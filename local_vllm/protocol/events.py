@@ -11,14 +11,16 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from local_vllm.errors import LocalVLLMError, UpstreamError
-from local_vllm.protocol.calls import Asked
+from local_vllm.protocol.calls import Asked, Doubt
 from local_vllm.protocol.chat import ChatChunk, ChatChunkWithTokens, Usage
+from local_vllm.protocol.doubts import doubts_of, token_doubt
 from local_vllm.protocol.errors import read_engine_error
 from local_vllm.protocol.event_bytes import EventWriter, ItemWriter
 from local_vllm.protocol.fold import Fold, Grew, Opened, Step
 from local_vllm.protocol.logprobs import TokenTexts
+from local_vllm.protocol.reasoning import Tags
 from local_vllm.protocol.response import Ending, ResponseObject, ending, response_object, usage_of
-from local_vllm.protocol.tokens import NoTokens, StreamedTokens
+from local_vllm.protocol.tokens import NoTokens, StreamedTokens, Tokens
 
 _DONE = b"[DONE]"
 _IN_PROGRESS = Ending("in_progress")
@@ -33,7 +35,7 @@ class ResponseEvents:
     """The events of one response, made from the engine's stream as it comes.
 
     `add` what the engine sends until it `is_over`, then `finish`; or `fail` when it breaks off. In the end
-    `response` is the response as its last event has it.
+    `response` is the response as its last event has it, and `doubts` are worth a warning.
     """
 
     def __init__(
@@ -46,13 +48,17 @@ class ResponseEvents:
         begins_after: Callable[[str], None] | None = None,
         texts: TokenTexts | None = None,
         tokens: StreamedTokens | None = None,
+        unparsed: Tags | None = None,
     ) -> None:
         """`begins_after` is told the prompt, if the engine tells it. `texts` are those that `fold` takes the
-        log probabilities of its text from; `tokens` collects what the last item is to carry.
+        log probabilities of its text from; `tokens` collects what the last item is to carry. `unparsed` are the
+        tags of reasoning that stay in the text.
         """
         self.is_over = False
         self.has_failed = False
         self.response: bytes | None = None
+        self.doubts: tuple[Doubt, ...] = ()
+        self._unparsed = unparsed
         self._asked = asked
         self._model = model
         self._fold = fold
@@ -138,10 +144,11 @@ class ResponseEvents:
         """Whether the answer is whole, although the engine may not have said goodbye."""
         return self._finish_reason is not None or (self.is_over and not self.has_failed)
 
-    def token_problem(self, tokenized: bytes | None = None) -> NoTokens | None:
-        """Why token ids that were asked for cannot be given, when the engine's stream has ended."""
-        found = self._tokens.read(tokenized) if self._tokens is not None else None
-        return found if isinstance(found, NoTokens) else None
+    @property
+    def needs_tokenize(self) -> bool:
+        """Whether only the engine's /tokenize can tell the prompt's token ids, when its stream has ended."""
+        found = self._tokens.read() if self._tokens is not None else None
+        return isinstance(found, NoTokens) and found.prompt_only
 
     def finish(self, tokenized: bytes | None = None) -> bytes:
         """The last events of an answer. `tokenized` is what the engine's /tokenize said of the prompt."""
@@ -149,11 +156,19 @@ class ResponseEvents:
         if end.error is not None:
             return self._end(end)
         events = b"" if self._has_begun else self._begin(ChatChunk())
-        steps = self._fold.finish(cut_off=end.status != "completed")
-        found = self._tokens.read(tokenized) if self._tokens is not None else None
-        if found is not None and not isinstance(found, NoTokens):
-            self._fold.items[-1].carry(found)
+        cut_off = end.status != "completed"
+        steps = self._fold.finish(cut_off=cut_off)
+        self.doubts = tuple(doubts_of(self._asked, self._fold.items, whole=not cut_off, unparsed=self._unparsed))
+        if self._tokens is not None:
+            self._carry(self._tokens.read(tokenized))
         return events + self._written(steps) + self._end(end)
+
+    def _carry(self, found: Tokens | NoTokens) -> None:
+        """Give the last item the tokens of its turn, if they are there."""
+        if isinstance(found, Tokens):
+            self._fold.items[-1].carry(found)
+        if doubt := token_doubt(found, self._usage):
+            self.doubts += (doubt,)
 
     def fail(self, error: Exception) -> bytes:
         """The last event of an answer that broke off. What was said stays in the response."""

@@ -10,7 +10,7 @@ from local_vllm.errors import UpstreamError
 from local_vllm.protocol import tokens
 from local_vllm.protocol.calls import ChatCall
 from local_vllm.protocol.chat import ChatAnswer, ChatAnswerWithTokens
-from local_vllm.protocol.tokens import NoTokens
+from local_vllm.protocol.tokens import NoTokens, Tokens
 
 _decode_answer = msgspec.json.Decoder(ChatAnswer).decode
 _decode_answer_with_tokens = msgspec.json.Decoder(ChatAnswerWithTokens).decode
@@ -18,12 +18,12 @@ _decode_answer_with_tokens = msgspec.json.Decoder(ChatAnswerWithTokens).decode
 
 def attach_tokens(
     output: list[Any], decoded: Any, answer: bytes, tokenized: bytes | None
-) -> NoTokens | None:
+) -> Tokens | NoTokens:
+    """Give the last item the tokens of its turn, if they are there."""
     found = tokens.read_tokens(decoded, answer, tokenized)
-    if isinstance(found, NoTokens):
-        return found
-    output[-1].carry(found)
-    return None
+    if isinstance(found, Tokens):
+        output[-1].carry(found)
+    return found
 
 
 def read_answer(call: ChatCall, answer: bytes) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 from local_vllm.errors import EngineUnavailable
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall, Converter, tokenize_body
-from local_vllm.protocol.calls import COMPLETIONS
+from local_vllm.protocol.calls import COMPLETIONS, Doubt
 from local_vllm.protocol.events import events_of_whole
 from local_vllm.protocol.stored import to_keep
 from local_vllm.protocol.supplied import NOTHING, Supplied, wanted
@@ -86,7 +86,7 @@ class ModelServer:
         self.store = store or open_store(StoreSetting())
         self.native = NativeResponses(name, source, client, converter) if native else None
         self._lookups = Lookups(self.store, audio)
-        self._warned = False
+        self._warned: set[str] = set()
         self._routes = self._route_table()
 
     def _route_table(self) -> Routes:
@@ -174,8 +174,7 @@ class ModelServer:
         answer = self._converter.to_response(call, engine.body)
         if answer.needs_tokenize:
             answer = await self._with_prompt_ids(call, engine.body, to)
-        if answer.token_problem is not None:
-            self._warn_once(answer.token_problem)
+        self._warn_once(answer.doubts)
         keep(answer.body)
         return Reply(answer.status, answer.body, JSON + to.headers)
 
@@ -211,10 +210,12 @@ class ModelServer:
             keep=keep,
         )
 
-    def _warn_once(self, problem: str) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("%s: token ids were asked for and are missing: %s", self.name, problem)
+    def _warn_once(self, doubts: Sequence[Doubt]) -> None:
+        """The first doubt of each kind is told."""
+        for doubt in doubts:
+            if doubt.about not in self._warned:
+                self._warned.add(doubt.about)
+                logger.warning("%s: %s.", self.name, doubt.message)
 
     async def chat_completions(self, request: Request, body: bytes) -> Answer:
         """Answers a Chat Completions request with the engine's own bytes, streamed or whole."""

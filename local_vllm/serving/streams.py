@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from local_vllm.errors import LocalVLLMError, UpstreamError
+from local_vllm.protocol.calls import Doubt
 from local_vllm.protocol.events import ResponseEvents, error_status
 from local_vllm.serving.client import EngineStream
 from local_vllm.serving.replies import Headers, logger
@@ -77,8 +78,8 @@ class ResponseStream:
     """One response on its way. `open` it, then send its `chunks`: one for each read from the engine. So a
     slow client slows the engine's stream, and nothing piles up here.
 
-    `tokenize` fetches the prompt's token ids if the stream leaves them out. `warn` is told why token ids are
-    missing, and `keep` is given the whole response, if there is one.
+    `tokenize` fetches the prompt's token ids if the stream leaves them out. `warn` is told
+    what is suspicious, and `keep` is given the whole response, if there is one.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ResponseStream:
         events: ResponseEvents,
         *,
         tokenize: Callable[[], Awaitable[bytes]],
-        warn: Callable[[str], None],
+        warn: Callable[[Sequence[Doubt]], None],
         keep: Callable[[bytes], None] | None = None,
     ) -> None:
         self._engine = engine
@@ -149,16 +150,12 @@ class ResponseStream:
     async def _end(self) -> bytes:
         if not self._events.has_said_all:
             raise _broken_off()
-        problem, tokenized = self._events.token_problem(), None
-        if problem is not None and problem.prompt_only:
-            tokenized = await self._tokenize()
-            problem = self._events.token_problem(tokenized)
-        if problem is not None:
-            self._warn(problem.reason)
+        tokenized = await self._tokenize() if self._events.needs_tokenize else None
         return self._finished(tokenized)
 
     def _finished(self, tokenized: bytes | None = None) -> bytes:
         last = self._events.finish(tokenized)
+        self._warn(self._events.doubts)
         if self._keep is not None and self._events.response is not None:
             self._keep(self._events.response)
         return last

@@ -246,7 +246,7 @@ def test_token_ids_come_with_a_stream_as_with_a_whole_answer() -> None:
     events = convert.stream(convert.to_chat(b'{"input": "Hello", "stream": true}', "base"))
     for piece in pieces():
         events.add(piece)
-    assert events.token_problem() is None
+    assert not events.needs_tokenize
     events.finish()
     item = json.loads(events.response)["output"][-1]
     assert (item["prompt_token_ids"], item["generation_token_ids"]) == ([1, 2], [7, 8])

@@ -307,7 +307,7 @@ def test_token_ids_are_on_the_last_item_and_in_the_response():
     assert last["prompt_token_ids"] == [1, 2, 3]
     assert last["generation_token_ids"] == [10, 11, 12, 13, 14, 15, 16]
     assert last["generation_log_probs"] == [-0.5, -1.25, 0.0, -2.5, -3.5, -4.5, -0.125]
-    assert conversion.events.token_problem() is None
+    assert not conversion.events.needs_tokenize
     (first_done,) = [e["item"] for e in events if e["type"].endswith("item.done") and e["output_index"] == 0]
     assert "prompt_token_ids" not in first_done
 
@@ -335,10 +335,8 @@ def test_ids_are_found_in_the_names_of_tokens_too():
 def test_prompt_ids_that_are_missing_can_be_supplied():
     conversion = Conversion(return_token_id_information=True)
     stream = conversion.told([FIRST, *TOKENS[1:]])
-    problem = conversion.events.token_problem()
-    assert problem.prompt_only
+    assert conversion.events.needs_tokenize
     tokenized = b'{"count": 2, "tokens": [8, 9]}'
-    assert conversion.events.token_problem(tokenized) is None
     last = check(parse(stream + conversion.events.finish(tokenized)))["output"][-1]
     assert last["prompt_token_ids"] == [8, 9]
 
@@ -355,8 +353,8 @@ def test_prompt_ids_that_are_missing_can_be_supplied():
 def test_tokens_that_do_not_add_up_are_left_out(spoilt, reason):
     conversion = Conversion(return_token_id_information=True)
     stream = conversion.told([TOKENS[0], spoilt, chunk({}, "stop"), DONE])
-    assert reason in conversion.events.token_problem().reason
     assert "prompt_token_ids" not in check(parse(stream + conversion.events.finish()))["output"][-1]
+    assert reason in conversion.events.doubts[-1].message
 
 
 def test_log_probabilities_go_with_the_text_that_their_tokens_made():

@@ -90,7 +90,7 @@ def test_the_arrays_are_copied_byte_for_byte():
     done = convert(answer())
     assert b'"prompt_token_ids":[1, 2,3],"generation_token_ids":[40,50],' in done.body
     assert b'"generation_log_probs":[-0.0,-1.25e-05]' in done.body
-    assert (done.needs_tokenize, done.token_problem) == (False, None)
+    assert (done.needs_tokenize, done.doubts) == (False, ())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_arrays_are_copied_byte_for_byte():
 )
 def test_ids_that_do_not_fit_their_log_probabilities_are_left_out_and_told(raw, problem):
     done = convert(raw)
-    assert problem in done.token_problem
+    assert problem in done.doubts[-1].message
     assert not done.needs_tokenize
     assert not any(name.encode() in done.body for name in FIELDS)
     Response.model_validate(json.loads(done.body), strict=True)
@@ -126,21 +126,27 @@ def test_generated_ids_are_read_from_the_log_probabilities_when_they_are_named_t
 def test_a_prompt_without_ids_asks_for_tokenize(prompt):
     done = convert(answer(prompt=prompt))
     assert done.needs_tokenize
-    assert "prompt" in done.token_problem
+    assert "prompt" in done.doubts[-1].message
 
 
 def test_what_tokenize_said_fills_the_gap():
     done = convert(
-        answer(prompt="null"), tokenized=b'{"count":2,"max_model_len":9,"tokens":[8, 9],"token_strs":null}'
+        answer(prompt="null"), tokenized=b'{"count":3,"max_model_len":9,"tokens":[8, 9, 7],"token_strs":null}'
     )
-    assert b'"prompt_token_ids":[8, 9],' in done.body
-    assert (done.needs_tokenize, done.token_problem) == (False, None)
+    assert b'"prompt_token_ids":[8, 9, 7],' in done.body
+    assert (done.needs_tokenize, done.doubts) == (False, ())
+
+
+def test_ids_that_are_not_as_many_as_the_engine_counted_are_worth_a_warning():
+    done = convert(answer(prompt="null"), tokenized=b'{"tokens":[8, 9]}')
+    (doubt,) = done.doubts
+    assert doubt.message.startswith("Token count differs from expected: 2 ids of the prompt")
 
 
 @pytest.mark.parametrize("tokenized", [b"", b"{}", b'{"tokens": null}', b'{"error": {"message": "x"}}'])
 def test_a_tokenize_that_says_nothing_is_told_and_not_asked_again(tokenized):
     done = convert(answer(prompt="null"), tokenized=tokenized)
-    assert "prompt" in done.token_problem
+    assert "prompt" in done.doubts[-1].message
     assert not done.needs_tokenize
 
 

@@ -347,4 +347,4 @@ async def test_missing_token_ids_are_warned_of_once(
     async with serving(model_server(over(one_engine), settings=settings)) as address:
         for _ in range(2):
             assert (await ask("POST", f"{address}/v1/responses", json=ASK))[0] == 200
-    assert caplog.text.count("token ids were asked for and are missing") == 1
+    assert caplog.text.count("Token ids were asked for and are missing") == 1
