@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -54,13 +55,25 @@ class AppFolders:
 def load_app(app: str, kind: str) -> type:
     """The class that an app's file or module defines; it has `kind` and, in `Settings`, what it can be told.
 
-    Raises AppError.
+    A class with a method `check` says itself what is wrong with it. Raises AppError.
     """
-    try:
+    with _explained(app):
         module = _loaded(Path(app)) if app.endswith(".py") else importlib.import_module(app)
+    found = _the_one_class(module, app, kind)
+    with _explained(app):
+        getattr(found, "check", _nothing)()
+    return found
+
+
+@contextmanager
+def _explained(app: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         raise AppError(f"{app} cannot be loaded: {type(error).__name__}: {error}") from error
-    return _the_one_class(module, app, kind)
+
+
+def _nothing() -> None: ...
 
 
 def settings_class(app: str, kind: str) -> type[Settings]:

@@ -14,6 +14,7 @@ from local_vllm.environments.episodes import Episodes
 from local_vllm.environments.resources_http import ResourcesHttp
 from local_vllm.environments.rollout import Rollout, Verdict
 from local_vllm.environments.sessions import SessionTable
+from local_vllm.environments.tools import tools_of
 from local_vllm.serving.asgi import (
     Limits,
     Receive,
@@ -53,6 +54,11 @@ class ResourcesServer:
         self.episodes = Episodes(self)
         self.sessions = SessionTable(self.max_sessions, self.session_idle_s, type(self).Session)
         self._http = ResourcesHttp(name, self.episodes, self.sessions if self._has_sessions else None)
+
+    @classmethod
+    def check(cls) -> None:
+        """Raises TypeError when a tool of the class cannot be one: told before anything is started."""
+        tools_of(cls)
 
     async def setup(self) -> None:
         """Load what the environment needs, before its first rollout."""

@@ -132,6 +132,24 @@ def test_an_app_that_cannot_be_used_is_told_in_one_line(problems, write, source,
     assert line.startswith("dice.resources_servers.dice: ") and told in line and "\n" not in line
 
 
+def test_a_tool_that_cannot_be_one_is_told_before_anything_is_started(problems, write):
+    write(
+        "resources_servers/dice/app.py",
+        """
+        from local_vllm.environments import ResourcesServer, tool
+
+        class Dice(ResourcesServer):
+            @tool
+            def roll(self, sides: int) -> int:
+                return sides
+        """,
+    )
+    write("d.yaml", "dice: {resources_servers: {dice: {}}}")
+
+    (line,) = problems("+config_paths=[d.yaml]")
+    assert "app.py cannot be loaded: TypeError: " in line and "roll" in line
+
+
 def test_the_settings_of_a_users_own_environment_travel_to_another_process(load, player, tmp_path):
     config = load(player)
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
