@@ -88,7 +88,7 @@ def _call(asked: Asked) -> None:
     url = addresses.url_of(settings.agent_name)
     _check_answers(settings.agent_name, addresses)
     fields = {"model": settings.agent_name} | settings.responses_create_params | {"input": asked.text}
-    response = asyncio.run(_response(f"{url}/v1/responses", fields))
+    response = asyncio.run(_response(f"{url}/v1/responses", fields, addresses.key_of(settings.agent_name)))
     if asked.json:
         print(msgspec.json.format(response, indent=2).decode())
     else:
@@ -101,12 +101,13 @@ def _check_answers(name: str, addresses: Addresses) -> None:
             raise RunError(f"`{name}` is one of {RESOURCES}, which answers no texts: name an agent or a model server")
 
 
-async def _response(url: str, fields: Mapping[str, Any]) -> bytes:
+async def _response(url: str, fields: Mapping[str, Any], key: str | None) -> bytes:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=DEADLINE_S, sock_connect=10)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
-            session.post(url, json=fields) as answer,
+            session.post(url, json=fields, headers=headers) as answer,
         ):
             content = await answer.read()
     except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:

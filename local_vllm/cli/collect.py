@@ -119,7 +119,7 @@ def _with_running_servers(settings: GlobalSettings, source: Path, collection: Co
     asked = replace(asked, models=addresses.models_of(asked.rows.agents))
     tally = _tally(asked, settings, collection, console)
     collector = Collector(asked, collection, tally, console)
-    summary = asyncio.run(_until_done_or_signalled(collector.collect(addresses.url_of)))
+    summary = asyncio.run(_until_done_or_signalled(collector.collect(addresses.url_of, addresses.key_of)))
     return _ended(summary, collection, console)
 
 
@@ -140,7 +140,8 @@ def _with_own_servers(config: RunConfig, source: Path, collection: Collection, c
 
     async def collect(run: RunRecord) -> None:
         nonlocal summary
-        summary = await Collector(asked, collection, tally, console).collect(addresses_of(run).url_of)
+        there = addresses_of(run)
+        summary = await Collector(asked, collection, tally, console).collect(there.url_of, there.key_of)
 
     asyncio.run(Run(config, console).do(collect))
     return _ended(summary, collection, console)

@@ -37,7 +37,7 @@ from local_vllm.config.names import (
     unknown_name,
 )
 from local_vllm.config.nearest import did_you_mean, nearest
-from local_vllm.config.notices import merge_notices, spelling_notices
+from local_vllm.config.notices import merge_notices, secret_notices, spelling_notices
 from local_vllm.config.schema import GLOBAL_KEYS, GlobalSettings, RunConfig
 from local_vllm.config.validate import (
     check_globals,
@@ -74,7 +74,7 @@ def load_run_config(argv: Sequence[str], *, cwd: Path) -> RunConfig:
     names, variables = chosen_files(given, env, _load, findings)
     sources = read_files(names, cwd, _load, findings) | ({env_file: env} if env_file else {})
     labelled = {label(file, cwd): tree for file, tree in sources.items()}
-    findings.notices += [*merge_notices(labelled), *spelling_notices(labelled)]
+    findings.notices += [*merge_notices(labelled), *spelling_notices(labelled), *secret_notices(given)]
     tree = _merged([variables, *sources.values()])
     tree = _overridden(tree, overrides, findings)
     resolved = _with_described_cluster(_resolved(tree, findings), cwd, findings)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from local_vllm.config.names import is_server, referenced_names
 from local_vllm.config.nearest import nearest
+from local_vllm.config.redact import is_secret
 from local_vllm.config.schema import GLOBAL_KEYS
 
 
@@ -20,6 +21,13 @@ def merge_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if len(labels) > 1:
             listed = f"{', '.join(labels[:-1])} and {labels[-1]}"
             yield f"{server} stands in {listed}: they are merged, the last one wins"
+
+
+def secret_notices(given: Iterable[str]) -> Iterator[str]:
+    """A sentence for each secret among the keys that the command line gives."""
+    for key in given:
+        if key in GLOBAL_KEYS and is_secret(key):
+            yield f"{key} stands on the command line, where everybody on this machine can read it: keep it in env.yaml"
 
 
 def spelling_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

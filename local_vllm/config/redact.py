@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_NAMES = ("KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")
+_SECRET_NAMES = ("KEY", "KEYS", "APIKEY", "APIKEYS", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 

@@ -83,6 +83,22 @@ Described = Annotated[
 
 class GlobalSettings(Settings):
     """The global keys, one set for all commands: each reads what concerns it."""
+def _keys(value: Any) -> Any:
+    """A list of keys, or one text with commas between them. No message shows what was given."""
+    if value is None:
+        return None
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple):
+        raise ValueError("must be a list of keys")
+    keys = [str(key).strip() for key in given]
+    if not keys or not all(key.isascii() and key.isprintable() and " " not in key and key for key in keys):
+        raise ValueError("must be keys of printable characters without blanks, and at least one")
+    return keys
+
+
+ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
+
+
 
     aliases: ClassVar = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
 
@@ -94,6 +110,18 @@ class GlobalSettings(Settings):
     http_port: int = Field(11000, ge=1, le=65535, description="Port of the gateway and of every server.")
     ray_address: str | None = Field(
         None,
+    api_keys: ApiKeys | None = Field(
+        None, description="Keys, one of which clients send as a bearer token; keep them in env.yaml."
+    )
+    api_keys_file: str | None = Field(
+        None, description="File with such keys, one a line; it may be changed while the run goes on."
+    )
+    allow_unauthenticated: bool = Field(
+        False, description="Listen where others can reach the servers, and ask nobody for a key."
+    )
+    client_api_key: SecretStr | None = Field(
+        None, description="The key that ng_call and ng_collect_rollouts send; LOCAL_VLLM_API_KEY wins."
+    )
         description="Ray cluster to join; default: RAY_ADDRESS, else a private one that ends with the run.",
     )
     logical_gpus: Number | None = Field(

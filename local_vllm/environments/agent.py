@@ -136,7 +136,7 @@ def _environment(settings: AgentSettings, neighbours: Neighbours) -> Environment
     name = settings.resources_server.name
     if settings.resources_server_in_process:
         return InProcess(neighbours.resources(name))
-    return OverHttp(name, neighbours.url(name))
+    return OverHttp(name, neighbours.url(name), neighbours.key)
 
 
 def _check_not_failed(response: bytes, model: str) -> None:

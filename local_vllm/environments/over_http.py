@@ -42,11 +42,12 @@ class _Refusal(Struct):
 
 
 class OverHttp:
-    """The environment called `name` at `url`. What its tools are is asked once."""
+    """The environment called `name` at `url`, which asks for `key`. What its tools are is asked once."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, key: str = "") -> None:
         self._name = name
         self._url = url
+        self._headers = _JSON | ({"Authorization": f"Bearer {key}"} if key else {})
         self._session: aiohttp.ClientSession | None = None
         self._definitions: bytes | None = None
         self._tool_names: tuple[str, ...] = ()
@@ -94,7 +95,7 @@ class OverHttp:
             raise UpstreamError(message, status=502, code="resources_connection_lost") from error
 
     async def _asked(self, method: str, url: str, body: bytes, cookies: Cookies) -> Reply:
-        headers = _JSON | _cookie_line(cookies)
+        headers = self._headers | _cookie_line(cookies)
         async with self._open().request(method, url, data=body or None, headers=headers) as answer:
             for line in answer.headers.getall("Set-Cookie", ()):
                 name, _, value = line.split(";", 1)[0].partition("=")

@@ -48,13 +48,18 @@ class Agents:
     """The agents of a collection, each at `url_of(name)`, over one pool of `concurrency` connections."""
 
     def __init__(
-        self, url_of: Callable[[str], str], concurrency: int, deadline_s: float = ROLLOUT_DEADLINE_S
+        self,
+        url_of: Callable[[str], str],
+        concurrency: int,
+        deadline_s: float = ROLLOUT_DEADLINE_S,
+        key_of: Callable[[str], str | None] = lambda agent: None,
     ) -> None:
         self._url_of = url_of
         self._concurrency = concurrency
         self._timeout = aiohttp.ClientTimeout(total=deadline_s, sock_connect=CONNECT_DEADLINE_S)
         self._deadline_s = deadline_s
-        self._run_urls: dict[str, URL] = {}
+        self._key_of = key_of
+        self._run_urls: dict[str, tuple[URL, dict[str, str]]] = {}
 
     async def __aenter__(self) -> Agents:
         # One more than is in flight, for the look at an agent's health.
@@ -78,7 +83,8 @@ class Agents:
         """Roll one row out, once."""
         begun = time.perf_counter()
         try:
-            async with self._session.post(self._run_url(agent), data=body, timeout=self._timeout) as answer:
+            url, with_key = self._run_url(agent)
+            async with self._session.post(url, data=body, headers=with_key, timeout=self._timeout) as answer:
                 content = await answer.read()
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             return _failed(error, self._url_of(agent), self._deadline_s)
@@ -104,11 +110,14 @@ class Agents:
             return _failed(error, url, HEALTH_DEADLINE_S)
         return None if answer.status == 200 else _refused(answer, content)
 
-    def _run_url(self, agent: str) -> URL:
-        url = self._run_urls.get(agent)
-        if url is None:
-            url = self._run_urls[agent] = URL(f"{self._url_of(agent)}/run")
-        return url
+    def _run_url(self, agent: str) -> tuple[URL, dict[str, str]]:
+        """Where an agent rolls out, and the header with its key."""
+        known = self._run_urls.get(agent)
+        if known is None:
+            key = self._key_of(agent)
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            known = self._run_urls[agent] = (URL(f"{self._url_of(agent)}/run"), headers)
+        return known
 
 
 def _failed(error: Exception, url: str, deadline_s: float) -> Failed:

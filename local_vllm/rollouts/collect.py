@@ -101,12 +101,14 @@ class Collector:
         self._begun_at, self._begun = time.time(), time.monotonic()
         self._failures: Lines | None = None
 
-    async def collect(self, url_of: Callable[[str], str]) -> Summary:
-        """Roll out what is missing; `url_of` an agent's name is where it answers.
+    async def collect(
+        self, url_of: Callable[[str], str], key_of: Callable[[str], str | None] = lambda agent: None
+    ) -> Summary:
+        """Roll out what is missing; `url_of` an agent's name is where it answers, `key_of` what it asks for.
 
         Raises RunError when an agent is not there at all, or the output cannot be written any more.
         """
-        async with Agents(url_of, self._asked.concurrency) as self._agents:
+        async with Agents(url_of, self._asked.concurrency, key_of=key_of) as self._agents:
             self._outage = Outage(self._agents.absence, self._stopping, self._tell, self._deadlines.outage_s)
             with ExitStack() as stack:
                 stack.callback(self._outage.close)

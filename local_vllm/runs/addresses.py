@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from local_vllm.cluster.machine import reachable_host
+from local_vllm.config.client_keys import own_client_key
 from local_vllm.config.nearest import did_you_mean
 from local_vllm.config.schema import AGENTS, MODELS, GlobalSettings
 from local_vllm.errors import RunError
 from local_vllm.runs import status
 from local_vllm.runs.record import RunRecord, ServerRecord
+from local_vllm.runs.session_secret import run_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,17 @@ class Addresses:
     Attributes:
         servers: name -> the runs that have one of that name.
         root: where http_host and http_port were given: anything below it may be asked.
+        key: what the servers are asked with; a run of this user's takes its own key, without one.
     """
 
     servers: Mapping[str, Sequence[RunRecord]] = field(default_factory=dict)
     root: str = ""
+    key: str | None = field(default=None, repr=False)
+
+    def key_of(self, name: str) -> str | None:
+        """The key that opens the server called `name`, as far as one is known."""
+        runs = self.servers.get(name, ())
+        return self.key or (run_key(runs[0].run_id) if runs else None)
 
     def url_of(self, name: str) -> str:
         """The URL of a server, without a closing slash. Raises RunError when there is none, or several."""
@@ -71,6 +80,10 @@ def find_addresses(settings: GlobalSettings) -> Addresses:
 
     Raises RunError when nothing runs, and ClusterError when `ray_address` cannot be asked.
     """
+    return replace(_find(settings), key=own_client_key(settings))
+
+
+def _find(settings: GlobalSettings) -> Addresses:
     here = living_runs()
     if {"http_host", "http_port"} & settings.model_fields_set:
         root = f"http://{reachable_host(settings.http_host)}:{settings.http_port}"

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from ray import serve
 
 from local_vllm.cluster.head_node import head_node
+from local_vllm.config.client_keys import access_problems, client_keys
 from local_vllm.config.schema import GlobalSettings, RunConfig
+from local_vllm.errors import ConfigError
 from local_vllm.runs.clusters import RunCluster
 from local_vllm.runs.ingress import Ingress, own_ingress, shared_ingress, stated_ingress
 from local_vllm.runs.janitor import janitor
 from local_vllm.runs.record import RunRecord
 from local_vllm.runs.serve_start import refuse_taken_names, remove_applications, start_serve
-from local_vllm.runs.session_secret import session_secret
+from local_vllm.runs.session_secret import run_key, session_secret
 from local_vllm.runs.tenancy import ServeShare, Tenant
 from local_vllm.runs.threads import in_thread
+from local_vllm.serving.access import Access
 from local_vllm.serving.deploy import GATEWAY, Deployment, Mount
 
 
@@ -44,7 +48,9 @@ async def applications(
     Raises:
         RunError: another run's applications have our names, or Serve cannot be reached from here.
     """
-    deployment = Deployment(config.servers, session_secret(), record.run_id)
+    deployment = Deployment(
+        config.servers, session_secret(), record.run_id, Access(client_keys(config.settings), run_key(record.run_id))
+    )
     joined = cluster.guard is None
     async with AsyncExitStack() as stack:
         async with tenant.serve() as share:
@@ -78,7 +84,14 @@ def _ingress(settings: GlobalSettings, share: ServeShare, joined: bool) -> Ingre
     if not joined or not share.is_ours:
         return Ingress(share.url, on_head=False) if share.url else stated_ingress(settings)
     head = head_node()
-    return shared_ingress(share.url, head) if share.url else own_ingress(settings, head)
+    return _allowed(shared_ingress(share.url, head), settings) if share.url else own_ingress(settings, head)
+
+
+def _allowed(ingress: Ingress, settings: GlobalSettings) -> Ingress:
+    """Another run may have had Serve listen more widely than this one asks for."""
+    if problems := [*access_problems(settings, urlsplit(ingress.url).hostname or "")]:
+        raise ConfigError(problems)
+    return ingress
 
 
 def _settled(ingress: Ingress, share: ServeShare, deployment: Deployment, record: RunRecord) -> Deployed:

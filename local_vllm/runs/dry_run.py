@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from local_vllm.config.client_keys import access_problems
 from local_vllm.config.redact import HIDDEN, redacted
 from local_vllm.config.schema import RunConfig, ServerConfig
 from local_vllm.engine import command
@@ -66,7 +67,7 @@ def _print_paragraphs(console: Console, paragraphs: Sequence[str]) -> None:
 def _picture(config: RunConfig) -> Picture:
     if config.settings.cluster is not None:
         return pictures.described(config, config.settings.cluster)
-    if problems := [*logical_gpus_problems(config)]:
+    if problems := [*logical_gpus_problems(config), *access_problems(config.settings, config.settings.http_host)]:
         raise ConfigError(problems)
     if address := joined_address(config):
         return pictures.live(config, address)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psutil
 
 from local_vllm.cluster import machine
+from local_vllm.config.client_keys import access_problems
 from local_vllm.config.schema import RunConfig
 from local_vllm.errors import ClusterError, ConfigError, Problem, RunError
 from local_vllm.runs.engine_specs import local_servers
@@ -30,8 +31,9 @@ def check_machine(config: RunConfig) -> None:
         RunError: somebody else has the port.
     """
     address = joined_address(config)
+    access = access_problems(config.settings, config.settings.http_host)
     private = () if address else http_host_problems(config.settings)
-    if problems := [*_missing_engine(config), *logical_gpus_problems(config), *private]:
+    if problems := [*_missing_engine(config), *logical_gpus_problems(config), *access, *private]:
         raise ConfigError(problems)
     if address:
         check_cluster(address)

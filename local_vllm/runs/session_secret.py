@@ -1,8 +1,11 @@
-"""What signs session cookies: one secret for all runs of this user on this machine, so that cookies outlive a run."""
+"""What signs session cookies, and makes runs' own keys: one secret for all runs of this user on this machine, so that
+cookies outlive a run.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import secrets
 import tempfile
@@ -20,6 +23,11 @@ def session_secret() -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         _make(path)
     return path.read_bytes()
+
+
+def run_key(run_id: str) -> str:
+    """The key that opens a run to itself and to the commands of its owner; it follows from the secret."""
+    return "lv-" + hmac.digest(session_secret(), f"client key of run {run_id}".encode(), "sha256").hex()
 
 
 def _make(path: Path) -> None:

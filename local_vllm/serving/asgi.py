@@ -16,6 +16,7 @@ from local_vllm.serving.replies import Reply, StreamReply, failure_reply, logger
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Nobody goes away within this time in a way that matters; short calls are spared a task.
 WATCH_AFTER_S = 0.1
@@ -133,7 +134,7 @@ async def answer_http(routes: Routes, limits: Limits, scope: Scope, receive: Rec
         answer = await _answer(routes, request)
         if isinstance(answer, Reply):
             request.stop_watching()
-            await _send_whole(answer, send)
+            await send_whole(answer, send)
         else:
             await _send_stream(answer, request, send)
     except ClientGone:
@@ -189,7 +190,7 @@ def path_below_root(scope: Scope) -> str:
     return path
 
 
-async def _send_whole(reply: Reply, send: Send) -> None:
+async def send_whole(reply: Reply, send: Send) -> None:
     headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})

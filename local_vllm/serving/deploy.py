@@ -25,6 +25,7 @@ from local_vllm.config.schema import (
     VLLMModelSettings,
 )
 from local_vllm.errors import ClusterError
+from local_vllm.serving.access import Access
 from local_vllm.serving.engine_endpoints import EngineEndpoints
 from local_vllm.serving.gateway import Gateway
 from local_vllm.serving.local_vllm_model import LocalVLLMModel
@@ -60,6 +61,7 @@ class Deployment:
     servers: tuple[ServerConfig, ...]
     secret: bytes = field(repr=False)
     run: str
+    access: Access = Access()
 
     def model_server(self, name: str) -> ModelServer:
         """Build one server. Called in the replica that is to run it."""
@@ -88,7 +90,10 @@ class Deployment:
         """Build one agent or resources server. Called in the replica that is to run it."""
         replica = self._replica()
         neighbours = Neighbours(
-            make_model=lambda model: self._model_server(model, replica), make_app=self._app, serve_url=serve_url
+            make_model=lambda model: self._model_server(model, replica),
+            make_app=self._app,
+            serve_url=serve_url,
+            key=self.access.own,
         )
         return self._app(name, neighbours)
 
@@ -115,11 +120,14 @@ class Deployment:
     def targets(self, gateway: Mount, serve_url: str, *, on_head: bool) -> list[serve.RunTarget]:
         """The Serve applications, ready for `serve.run_many`; with `on_head` their replicas stay on the head node."""
         targets = [
-            _target(Mount(config.name, f"/{config.name}"), self._maker(config, serve_url), workers(config), on_head)
+            self._target(Mount(config.name, f"/{config.name}"), self._maker(config, serve_url), workers(config), on_head)
             for config in self.servers
         ]
         replicas = max((workers(config) for config in self.servers if config.kind == MODELS), default=1)
-        return [*targets, _target(gateway, self.gateway, replicas, on_head)]
+        return [*targets, self._target(gateway, self.gateway, replicas, on_head)]
+
+    def _target(self, mount: Mount, make: Callable[[], object], replicas: int, on_head: bool) -> serve.RunTarget:
+        return _target(mount, lambda: self.access.around(make()), replicas, on_head)
 
     def _maker(self, config: ServerConfig, serve_url: str) -> Callable[[], object]:
         if config.kind == MODELS:

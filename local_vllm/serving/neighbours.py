@@ -64,10 +64,13 @@ class Neighbours:
         make_model: Callable[[str], ModelServer],
         make_app: Callable[[str, Neighbours], object],
         serve_url: str,
+        key: str = "",
     ) -> None:
+        """`key` opens the servers of the run to one another, over HTTP."""
         self._make_model = make_model
         self._make_app = make_app
         self._serve_url = serve_url
+        self.key = key
         self._models: dict[str, Model] = {}
         self._resources: dict[str, object] = {}
 

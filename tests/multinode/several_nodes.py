@@ -146,7 +146,7 @@ def several_nodes(
     words = ["+config_paths=[engines.yaml]", f"+ray_address={cluster.ray_address}"]
     more: dict = {"prefix": head.prefix, "environment": cluster.environment}
     if http_host is not None:
-        words.append(f"++http_host={http_host}")
+        words += [f"++http_host={http_host}", "++allow_unauthenticated=true"]
         more["host"] = head.address
     with running(folder, *words, deadline_s=START_DEADLINE_S, **more) as run:
         yield SeveralNodes(cluster, run, engines, http_host, run.record())
