@@ -147,6 +147,9 @@ class ModelServerSettings(Settings):
         {}, description="Request fields that beat whatever the caller sent (temperature, top_p, ...)."
     )
     max_request_mib: PositiveInt = Field(64, description="The largest body that a request may have.")
+    max_requests_in_flight: PositiveInt = Field(
+        8192, description="Requests that a replica takes at once; one more gets a 429 with Retry-After."
+    )
 
 
 class ChatSettings(ModelServerSettings):
@@ -191,6 +194,14 @@ class ChatSettings(ModelServerSettings):
     render_chat_template: bool | None = Field(None, description="With it: apply the chat template.")
     tokenizer: str | None = Field(None, description="For that: where the tokenizer is.")
     audio_root: str | None = Field(None, description="Folder below which metadata.audio_path may point.")
+    max_input_items: PositiveInt = Field(10_000, description="Items, or messages, that a request may have.")
+    max_image_mib: PositiveInt = Field(20, description="The largest image that a request may bring along.")
+    connect_timeout_s: Seconds = Field(10.0, description="How long the engine may take to accept a connection.")
+    first_token_timeout_s: Seconds = Field(
+        3600.0, description="How long a stream may take to begin: the time in the engine's queue is a part of it."
+    )
+    idle_timeout_s: Seconds = Field(3600.0, description="How long a stream may be silent between two tokens.")
+    total_timeout_s: Seconds = Field(14_400.0, description="How long an answer may take in all, streamed or whole.")
     response_store: Annotated[str, BeforeValidator(_store)] = Field(
         "memory", description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
     )

@@ -23,6 +23,7 @@ from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, 
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
 from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
+from local_vllm.protocol.limits import check_items, check_messages
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.native import NativeRequests
 from local_vllm.protocol.overflow import Overflow, find_overflow, limit_that_fits
@@ -90,6 +91,8 @@ class Converter:
         """A Responses request, decoded and checked; `supplied.wanted` says what it needs besides."""
         request = read_request(body)
         check(request, stores_responses=self._settings.stores_responses)
+        if type(request.input) is list:
+            check_items(request.input, self._settings.max_input_items, self._settings.max_image_mib)
         return request
 
     def convert(self, request: OpenAIFields, model: str, supplied: Supplied = NOTHING) -> ChatCall:
@@ -155,6 +158,8 @@ class Converter:
         if self._settings.return_token_id_information:
             fields = _TOKEN_FIELDS | fields
         kept = chat.kept
+        if "messages" in kept:
+            check_messages(kept["messages"], self._settings.max_input_items, self._settings.max_image_mib)
         if self._settings.replace_developer_role_with_system:
             kept = without_developer(kept)
         sent, path = self._sent({"model": model, **kept, **fields}, param="messages")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from local_vllm.protocol.limits import MAX_IMAGE_MIB, MAX_INPUT_ITEMS
+
 
 @dataclass(frozen=True, slots=True)
 class ConverterSettings:
@@ -33,3 +35,5 @@ class ConverterSettings:
     sequential_reasoning_allowed: bool = True
     stores_responses: bool = True
     use_completions_api: bool = False
+    max_input_items: int = MAX_INPUT_ITEMS
+    max_image_mib: int = MAX_IMAGE_MIB

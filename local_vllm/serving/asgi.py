@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from local_vllm.errors import LocalVLLMError, RequestError
-from local_vllm.serving.replies import Reply, StreamReply, failure_reply, logger
+from local_vllm.serving.replies import Refused, Reply, StreamReply, failure_reply, logger, overloaded_reply
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -20,14 +20,37 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Nobody goes away within this time in a way that matters; short calls are spared a task.
 WATCH_AFTER_S = 0.1
+BODIES_RETRY_AFTER_S = 2
+
+
+class Bodies:
+    """The bytes of all bodies that a process has been sent and has not answered."""
+
+    __slots__ = ("max_bytes", "held")
+
+    def __init__(self, max_bytes: int = 4 << 30) -> None:
+        self.max_bytes = max_bytes
+        self.held = 0
+
+
+# One for the whole process, whichever server a request is for.
+BODIES = Bodies()
+
+
+class Place(Protocol):
+    """What a request takes while it is answered."""
+
+    def leave(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may cost before anybody looks at it."""
+    """What one request may cost before anybody looks at it, and all of them together in `bodies`."""
 
     max_body_bytes: int = 64 << 20
     body_timeout_s: float = 60.0
+    max_header_bytes: int = 32 << 10
+    bodies: Bodies = BODIES
 
     def check_size(self, size: int) -> None:
         """Raises RequestError (413) for a body that is too large."""
@@ -46,14 +69,18 @@ class Request:
     From the moment its body is there, the task that answers it is cancelled when the client goes away.
     """
 
-    __slots__ = ("scope", "limits", "headers", "client_gone", "_receive", "_timer", "_watch", "_task")
+    __slots__ = (
+        "scope", "limits", "headers", "client_gone", "place", "_receive", "_held", "_timer", "_watch", "_task"
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, limits: Limits) -> None:
         self.scope = scope
         self.limits = limits
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.client_gone = False
+        self.place: Place | None = None
         self._receive = receive
+        self._held = 0
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -65,11 +92,29 @@ class Request:
         if message["type"] == "http.disconnect":
             raise ClientGone
         body = message.get("body", b"")
+        self._hold(len(body))
         if message.get("more_body"):
             body = await self._rest_of_body(body)
         self.limits.check_size(len(body))
         self.watch_client()
         return body
+
+    def _hold(self, size: int) -> None:
+        """Count bytes that have come. Raises Refused (429) when a process has been sent more than it may hold."""
+        bodies = self.limits.bodies
+        if bodies.held + size > bodies.max_bytes:
+            message = f"Requests in flight here hold {bodies.held >> 20} MiB, as much as they may: ask again later."
+            raise Refused(overloaded_reply(message, BODIES_RETRY_AFTER_S))
+        bodies.held += size
+        self._held += size
+
+    def close(self) -> None:
+        """Let go of what it took: nobody answers it any more."""
+        self.limits.bodies.held -= self._held
+        self._held = 0
+        place, self.place = self.place, None
+        if place is not None:
+            place.leave()
 
     def _check_headers(self) -> None:
         kind = self.headers.get(b"content-type")
@@ -93,7 +138,9 @@ class Request:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            self._hold(len(piece))
+            body += piece
             more = message.get("more_body", False)
             self.limits.check_size(len(body))
         return bytes(body)
@@ -145,15 +192,24 @@ async def answer_http(routes: Routes, limits: Limits, scope: Scope, receive: Rec
         asyncio.current_task().uncancel()  # type: ignore[union-attr]
     finally:
         request.stop_watching()
+        request.close()
 
 
 async def _answer(routes: Routes, request: Request) -> Answer:
     try:
+        _check_header_size(request)
         return await _find(routes, request)(request)
     except ClientGone:
         raise
     except Exception as error:
         return failure_reply(error)
+
+
+def _check_header_size(request: Request) -> None:
+    size = sum([len(name) + len(value) for name, value in request.scope["headers"]])
+    if size > request.limits.max_header_bytes:
+        message = f"The headers are larger than {request.limits.max_header_bytes} bytes."
+        raise RequestError(message, status=431, code="request_header_fields_too_large")
 
 
 def _find(routes: Routes, request: Request) -> Handler:

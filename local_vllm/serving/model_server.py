@@ -19,6 +19,7 @@ from local_vllm.protocol.events import events_of_whole
 from local_vllm.protocol.stored import to_keep
 from local_vllm.protocol.supplied import NOTHING, Supplied, wanted
 from local_vllm.serving.asgi import (
+from local_vllm.serving.admission import MAX_IN_FLIGHT, Admission
     Answer,
     Limits,
     Receive,
@@ -88,6 +89,8 @@ class ModelServer:
         self._lookups = Lookups(self.store, audio)
         self._warned: set[str] = set()
         self._routes = self._route_table()
+        patience: Patience = Patience(),
+        max_in_flight: int = MAX_IN_FLIGHT,
 
     def _route_table(self) -> Routes:
         return {
@@ -101,6 +104,8 @@ class ModelServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+        self._patience = patience
+        self.admission = Admission(name, max_in_flight)
             await answer_http(self._routes, self.limits, scope, receive, send)
         elif scope["type"] == "lifespan":
             await answer_lifespan(self.start, self.close, receive, send)
@@ -121,7 +126,8 @@ class ModelServer:
 
     async def responses(self, request: Request, body: bytes) -> Answer:
         """Answers a Responses request, whichever application its body was read by."""
-        state = self._source.current()
+        self.admission.enter(request)
+        state = await self._awaited()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
         asked = self._converter.read(body)
@@ -157,6 +163,20 @@ class ModelServer:
 
     def _keep(self, call: ChatCall, supplied: Supplied, body: bytes, answer: bytes) -> None:
         """Hand a response to the store; it is written while nobody waits."""
+        """Ask the session's engine; its successor too when it died over the answer, and that is wanted."""
+        self.admission.count(request, call.session_hint)
+        asking_session.set(_session(request, call))
+        try:
+            return await self._ask_one(state, request, call, ask)
+        except EngineUnavailable as error:
+            if error.code != LOST or call.stream or not self._patience.retry_lost:
+                raise
+            recovered = await self._source.settled(RECOVERED_WITHIN_S)
+            if isinstance(recovered, NotReady):
+                raise
+        return await self._ask_one(recovered, request, call, ask)
+
+    async def _ask_one(self, state: Ready, request: Request, call: ChatCall, ask: Ask) -> Answer:
         asked = call.asked
         if asked is not None and asked.store:
             previous = asked.request.previous_response_id
@@ -224,7 +244,8 @@ class ModelServer:
     async def _forward(
         self, request: Request, body: bytes, prepare: Callable[[bytes, str], ChatCall]
     ) -> Answer:
-        state = self._source.current()
+        self.admission.enter(request)
+        state = await self._awaited()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
         call = prepare(body, state.endpoints[0].model)

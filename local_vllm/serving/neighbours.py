@@ -36,7 +36,11 @@ class Model:
         Raises RequestError, EngineUnavailable and UpstreamError as the server does over HTTP, and Refused
         with the answer when it is an error of the engine.
         """
-        answer = await self._server.responses(_request(cookies, self._server), body)
+        request = _request(cookies, self._server)
+        try:
+            answer = await self._server.responses(request, body)
+        finally:
+            request.close()
         if not isinstance(answer, Reply):
             await answer.resources.__aexit__(None, None, None)
             raise RequestError("A rollout is not streamed: leave `stream` out.", param="stream")

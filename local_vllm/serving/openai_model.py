@@ -62,6 +62,7 @@ class OpenAIModel(ModelServer):
             limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
             store=NoStore(),
             native=True,
+            max_in_flight=settings.max_requests_in_flight,
         )
 
     async def responses(self, request: Request, body: bytes) -> Answer:

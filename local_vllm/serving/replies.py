@@ -83,6 +83,12 @@ def not_ready_reply(server: str, state: NotReady) -> Reply:
     return _unavailable(message, f"engine_{state.state}", state.retry_after_s)
 
 
+def overloaded_reply(message: str, retry_after_s: int) -> Reply:
+    """429 for a request that would be one too many."""
+    body = error_body(ErrorFields(message, "rate_limit_error", None, "rate_limit_exceeded"))
+    return Reply(429, body, JSON + ((b"retry-after", b"%d" % retry_after_s),))
+
+
 def _unavailable(message: str, code: str, retry_after_s: int | None) -> Reply:
     body = _server_error(message, code)
     if retry_after_s is None:

@@ -45,6 +45,8 @@ class VLLMModel(ModelServer):
 
     async def responses(self, request: Request, body: bytes) -> Answer:
         if self.native is not None:
+            patience=patience,
+            max_in_flight=settings.max_requests_in_flight,
             return await self._forward(request, body, self._converter.native.to_native)
         return await super().responses(request, body)
 
@@ -86,3 +88,5 @@ def converter_settings(settings: ChatSettings) -> ConverterSettings:
         stores_responses=settings.response_store != "none",
         use_completions_api=settings.use_completions_api,
     )
+        max_input_items=settings.max_input_items,
+        max_image_mib=settings.max_image_mib,
