@@ -7,6 +7,7 @@
     ├── RunError             another run holds a name or a port that this one needs        exit status 1
     ├── EngineError
     │   ├── EngineStartError the engine ended, or met its deadline, before it was ready    exit status 1
+    │   ├── EngineLost       the engine was well, and has ended or stalled
     │   └── EngineUnavailable no engine can answer right now                              HTTP 503
     ├── RequestError         a client's request is wrong                                   HTTP 4xx
     └── UpstreamError        the engine did not answer, or answered with an error          HTTP 5xx or its own
@@ -64,12 +65,21 @@ class EngineStartError(EngineError):
     """The engine did not become ready; the message ends with the last lines of its log."""
 
 
-class EngineUnavailable(EngineError):
-    """No engine can answer now. `retry_after_s` is None when waiting will not help."""
+class EngineLost(EngineError):
+    """An engine that was well has ended; or it has `stalled`: it generates nothing, though nothing of it has ended."""
 
-    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(self, message: str, *, stalled: bool = False) -> None:
+        super().__init__(message)
+        self.stalled = stalled
+
+
+class EngineUnavailable(EngineError):
+    """No engine can answer now. `retry_after_s` is None when waiting will not help; `code` is OpenAI's word for it."""
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None, code: str = "engine_unavailable") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.code = code
 
 
 class RequestError(LocalVLLMError):

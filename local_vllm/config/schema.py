@@ -22,6 +22,7 @@ from local_vllm.config.model_servers import (
     ModelServerSettings,
     Number,
     OpenAIModelSettings,
+    OwnEngineSettings,
     PositiveInt,
     ServerReference,
     Settings,
@@ -43,6 +44,7 @@ __all__ = [
     "LocalVLLMModelSettings",
     "ModelServerSettings",
     "OpenAIModelSettings",
+    "OwnEngineSettings",
     "RunConfig",
     "ServerConfig",
     "ServerReference",
@@ -81,8 +83,6 @@ Described = Annotated[
 ]
 
 
-class GlobalSettings(Settings):
-    """The global keys, one set for all commands: each reads what concerns it."""
 def _keys(value: Any) -> Any:
     """A list of keys, or one text with commas between them. No message shows what was given."""
     if value is None:
@@ -99,6 +99,8 @@ def _keys(value: Any) -> Any:
 ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
 
 
+class GlobalSettings(Settings):
+    """The global keys, one set for all commands: each reads what concerns it."""
 
     aliases: ClassVar = {"concurrency": "num_samples_in_parallel", "HF_TOKEN": "hf_token"}
 
@@ -108,8 +110,6 @@ ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
     model: str | None = Field(None, description="Serve this model by its shipped config, or the generic one.")
     http_host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     http_port: int = Field(11000, ge=1, le=65535, description="Port of the gateway and of every server.")
-    ray_address: str | None = Field(
-        None,
     api_keys: ApiKeys | None = Field(
         None, description="Keys, one of which clients send as a bearer token; keep them in env.yaml."
     )
@@ -122,6 +122,8 @@ ApiKeys = Annotated[tuple[SecretStr, ...], BeforeValidator(_keys)]
     client_api_key: SecretStr | None = Field(
         None, description="The key that ng_call and ng_collect_rollouts send; LOCAL_VLLM_API_KEY wins."
     )
+    ray_address: str | None = Field(
+        None,
         description="Ray cluster to join; default: RAY_ADDRESS, else a private one that ends with the run.",
     )
     logical_gpus: Number | None = Field(

@@ -17,6 +17,7 @@ from local_vllm.engine.hub_variables import for_an_engine
 from local_vllm.engine.spec import EngineSpec
 from local_vllm.engine.worker_variables import worker_variables
 from local_vllm.plan.vllm_flags import placement_env, placement_flags
+from local_vllm.processes.members import FOLDER
 
 # Ray tells its workers who they are in variables that a driver of its own must not inherit.
 _KEPT_RAY_VARIABLES = ("RAY_AUTH_", "RAY_TLS_", "RAY_USE_TLS")
@@ -109,6 +110,7 @@ def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         "HF_HOME": str(spec.hf_home),
         "PYTHONUNBUFFERED": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        FOLDER: str(spec.members),
         **for_an_engine(spec.hub_variables),
     }
     if spec.hf_token:

@@ -16,7 +16,6 @@ from typing import Protocol
 from local_vllm.cluster.groups import VLLMGroup, vllm_groups
 from local_vllm.cluster.nodes import read_cluster
 from local_vllm.engine.owned import OwnedEngine
-from local_vllm.engine.spec import EngineState
 
 # From the start of `vllm serve` until it has its GPUs: it imports, reads the model's configuration, and asks Ray.
 PLACED_WITHIN_S = 300.0
@@ -44,18 +43,19 @@ async def launch_engines(
             for engine in sorted(engines, key=lambda engine: engine.spec.placement.launch_order):
                 if permission is not None:
                     await permission.check()
-                await _launch(engine)
+                await launch_engine(engine)
     except Exception as error:  # noqa: BLE001 (nobody waits for this task: the engines tell)
         for engine in engines:
-            if engine.status.state is EngineState.STARTING and not engine.is_placed:
+            if engine.status.state.is_coming_up and not engine.is_placed:
                 await engine.fail(f"it could not be launched: {error}")
 
 
-async def _launch(engine: OwnedEngine) -> None:
+async def launch_engine(engine: OwnedEngine) -> None:
+    """Launch one that has been prepared, and see it placed: what goes wrong becomes its status."""
     before = await asyncio.to_thread(vllm_groups)
     await engine.launch()
     deadline = time.monotonic() + PLACED_WITHIN_S
-    while engine.status.state is EngineState.STARTING:
+    while engine.status.state.is_coming_up:
         groups = [group for name, group in (await asyncio.to_thread(vllm_groups)).items() if name not in before]
         placed = _gpus_by_node(groups)
         if placed.total() >= engine.spec.placement.topology.gpus:

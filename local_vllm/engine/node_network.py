@@ -2,7 +2,7 @@
 
 By itself vLLM takes the address of the route to the internet, and gloo the one of the host name: on many machines
 neither is the one that the other nodes reach, and the second is often loopback. vLLM imports this as a plugin in
-each process that it starts, so it imports nothing of ours.
+each process that it starts, so it imports little; and so it is where each process of an engine makes itself known.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import sys
 
 import psutil
+
+from local_vllm.processes.members import enlist
 
 SWITCH = "LOCAL_VLLM_NODE_NETWORK"
 """Set to 1 to switch this on. It has to be named to vLLM, which copies only some variables to its Ray workers."""
@@ -21,6 +23,7 @@ def register() -> None:
 
     The plugins of platforms are the first that vLLM calls, before it makes any process group.
     """
+    enlist()
     ray = sys.modules.get("ray")
     if os.environ.get(SWITCH) != "1" or ray is None or not ray.is_initialized():
         return

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from local_vllm.plan.placement import Placement
+from local_vllm.processes.members import folder_of
 
 # The model string of the project's own tiny model, built on the machine where the engine runs.
 DEFAULT_MODEL = "local-vllm-default"
@@ -44,6 +45,9 @@ class EngineSpec:
         start_timeout_s: deadline from the start of `vllm serve`, its weights on disk, to its first answer.
         log_path: file on the engine's node for what vLLM prints.
         hub_variables: variables of the run's own environment by which the Hub is reached, for every node.
+        stall_timeout_s: how long the engine may generate nothing though it should; None: for ever.
+        max_restarts: how often it is started again when it was lost, before it has failed.
+        restarts: how often it was. `launch` tells all launches of an engine in a run apart.
     """
 
     run_id: str
@@ -61,6 +65,15 @@ class EngineSpec:
     start_timeout_s: float
     log_path: Path
     hub_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stall_timeout_s: float | None = 30.0
+    max_restarts: int = 5
+    restarts: int = 0
+    launch: int = 0
+
+    @property
+    def members(self) -> Path:
+        """The folder in which the processes of this launch make themselves known, on each of its nodes."""
+        return folder_of(self.run_id, self.server, self.launch)
 
     @property
     def scratch(self) -> Path:
@@ -69,10 +82,23 @@ class EngineSpec:
 
 
 class EngineState(enum.StrEnum):
-    """Where an engine is in its life."""
+    """Where an engine is in its life.
+
+    starting    for the first time; what goes wrong ends it
+    healthy     every rank generates
+    stalled     it generates nothing, though nothing of it has ended
+    lost        something of it has ended; like a stalled one it is started again
+    restarting  it is being started again
+    stopping    no new requests, the run is about to end
+    failed      it has ended, and is not started again
+    stopped     it has ended, as it should
+    """
 
     STARTING = "starting"
     HEALTHY = "healthy"
+    STALLED = "stalled"
+    LOST = "lost"
+    RESTARTING = "restarting"
     STOPPING = "stopping"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -80,6 +106,15 @@ class EngineState(enum.StrEnum):
     @property
     def is_over(self) -> bool:
         return self in (EngineState.FAILED, EngineState.STOPPED)
+
+    @property
+    def is_lost(self) -> bool:
+        """It has ended, or is about to be ended, and is to be started again."""
+        return self in (EngineState.STALLED, EngineState.LOST)
+
+    @property
+    def is_coming_up(self) -> bool:
+        return self in (EngineState.STARTING, EngineState.RESTARTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +144,7 @@ class EngineStatus:
         base_url: where it answers, ending in /v1; empty until it does.
         ranks: data-parallel ranks behind that address.
         download: how far the model's files are, while they are fetched.
+        restarts: how often it was started again, of `max_restarts`.
     """
 
     version: int
@@ -123,3 +159,11 @@ class EngineStatus:
     node_address: str = ""
     log_path: str = ""
     download: Download | None = None
+    restarts: int = 0
+    max_restarts: int = 0
+
+    @property
+    def state_in_words(self) -> str:
+        """The state, and which restart it is."""
+        restarting = self.state is EngineState.RESTARTING
+        return f"{self.state} {self.restarts}/{self.max_restarts}" if restarting else str(self.state)

@@ -60,6 +60,8 @@ def _spec(
         start_timeout_s=settings.start_timeout_s,
         log_path=logs / f"{name}.log",
         hub_variables=hub_variables(os.environ),
+        stall_timeout_s=settings.stall_timeout_s,
+        max_restarts=settings.max_restarts,
     )
 
 

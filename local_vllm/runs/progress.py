@@ -69,9 +69,11 @@ class Progress:
     def engine(self, status: EngineStatus) -> None:
         """A step for an engine, from its status."""
         detail = status.detail.partition("\n")[0]
-        words = {EngineState.STARTING: detail, EngineState.FAILED: f"failed: {detail}"}
-        doing = words.get(status.state, str(status.state))
-        done = status.state is not EngineState.STARTING
+        doing = detail if status.state is EngineState.STARTING else status.state_in_words
+        tells_why = (EngineState.FAILED, EngineState.LOST, EngineState.STALLED, EngineState.RESTARTING)
+        if detail and status.state in tells_why:
+            doing = f"{doing}: {detail}"
+        done = not status.state.is_coming_up
         self.step(status.server, doing, done=done, download=status.download)
 
     def _is_due(self, name: str, now: float, download: Download | None) -> bool:

@@ -37,6 +37,8 @@ class ServerRecord:
         engine_url: where the engine answers; empty until it does.
         node_address: the node of the engine's process, as Ray knows it.
         log_path: the engine's log, on that node.
+        restarts: how often the engine was started again since it was last well for long.
+        max_restarts: after so many it has failed.
         placement: its plan; None without an engine of ours.
     """
 
@@ -52,6 +54,8 @@ class ServerRecord:
     placement: Placement | None = None
     kind: str = "responses_api_models"
     uses: tuple[str, ...] = ()
+    restarts: int = 0
+    max_restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ class Run:
         self._job: Job | None = None
         self._doing: asyncio.Task[None] | None = None
         self._unwinding = False
+        self._is_up = False
+        self._said: dict[str, str] = {}
         self.signals = StopSignals(first=self._stop, second=self._stop_at_once)
 
     async def serve(self) -> None:
@@ -95,6 +98,7 @@ class Run:
     async def _come_up_and_stay(self, stack: AsyncExitStack) -> None:
         with self.progress.shown():
             engines = await self._bring_up(stack)
+        self._is_up = True
         self.console.print(servers_table(self.record))
         self.console.print(f"Logs: {self.record.logs}    Stop: Ctrl-C", soft_wrap=True)
         if self._job is not None:
@@ -148,6 +152,7 @@ class Run:
     async def _engines(self) -> AsyncIterator[list[OwnedEngine]]:
         from local_vllm.engine.launching import launch_engines
         from local_vllm.engine.owned import owned_engines
+        from local_vllm.runs.recovery import Recovery
 
         names = tuple(server.name for server in self.config.servers)
         self.record = replace(
@@ -162,7 +167,8 @@ class Run:
             self._keep(servers=server_records(self.config, specs))
         async with owned_engines(specs) as engines:
             launching = launch_engines(engines, lambda: self.tenant.launching(len(engines)))
-            tasks = [asyncio.create_task(engine.follow(self._on_status)) for engine in engines]
+            recoveries = [Recovery(engine, self.tenant, partial(self._on_status, engine)) for engine in engines]
+            tasks = [asyncio.create_task(recovery.keep_up()) for recovery in recoveries]
             tasks.append(asyncio.create_task(launching))
             try:
                 yield engines
@@ -171,9 +177,13 @@ class Run:
                     task.cancel()
                 await asyncio.wait(tasks)
 
-    def _on_status(self, status: EngineStatus) -> None:
+    def _on_status(self, engine: OwnedEngine, status: EngineStatus) -> None:
         self.progress.engine(status)
-        self._keep(servers=tuple(with_status(server, status) for server in self.record.servers))
+        if self._is_up and self.console.is_terminal and status.state_in_words != self._said.get(status.server):
+            self._said[status.server] = status.state_in_words
+            why = status.detail.partition("\n")[0]
+            self.console.print(f"{status.server}: {status.state_in_words}{f': {why}' if why else ''}", soft_wrap=True)
+        self._keep(servers=tuple(with_status(server, status, engine.spec) for server in self.record.servers))
 
     def _keep_deployed(self, deployed: Deployed) -> None:
         self._keep(

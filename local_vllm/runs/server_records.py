@@ -38,14 +38,23 @@ def _server_record(server: ServerConfig, spec: EngineSpec | None) -> ServerRecor
         node_address=spec.placement.master_address,
         log_path=str(spec.log_path),
         placement=spec.placement,
+        max_restarts=spec.max_restarts,
     )
 
 
-def with_status(server: ServerRecord, status: EngineStatus) -> ServerRecord:
-    """The record after a status: unchanged when it is another server's."""
+def with_status(server: ServerRecord, status: EngineStatus, spec: EngineSpec) -> ServerRecord:
+    """The record after a status, the engine being where `spec` says: unchanged when it is another server's."""
     if status.server != server.name:
         return server
-    return replace(server, state=str(status.state), detail=status.detail, engine_url=status.base_url)
+    return replace(
+        server,
+        state=str(status.state),
+        detail=status.detail,
+        engine_url=status.base_url,
+        restarts=status.restarts,
+        node_address=spec.placement.master_address,
+        placement=spec.placement,
+    )
 
 
 def server_url(serve_url: str, server: ServerRecord) -> str:

@@ -18,6 +18,8 @@ from local_vllm.runs.record import RunRecord, ServerRecord
 JSON_VERSION = 1
 # States of an engine that will not answer again by itself.
 ENDED = ("failed", "stopped")
+# States of one that is started again.
+RECOVERING = ("stalled", "lost", "restarting")
 
 
 class RunState(StrEnum):
@@ -25,6 +27,7 @@ class RunState(StrEnum):
 
     starting  an engine is not ready yet, or Ray Serve is not
     healthy   every engine generates
+    recovering  an engine was lost and is being started again
     degraded  some engines have ended, others not
     failed    every engine has ended
     stopping  its engines take no new requests
@@ -33,6 +36,7 @@ class RunState(StrEnum):
 
     STARTING = "starting"
     HEALTHY = "healthy"
+    RECOVERING = "recovering"
     DEGRADED = "degraded"
     FAILED = "failed"
     STOPPING = "stopping"
@@ -73,6 +77,8 @@ class ServerStatus:
     engine_url: str
     node_address: str
     log_path: str
+    restarts: int
+    max_restarts: int
     placement: PlacementStatus | None
 
 
@@ -149,6 +155,8 @@ def run_state(record: RunRecord) -> RunState:
         return RunState.FAILED if over == len(states) else RunState.DEGRADED
     if "stopping" in states:
         return RunState.STOPPING
+    if any(state in RECOVERING for state in states):
+        return RunState.RECOVERING
     return RunState.HEALTHY if record.url and set(states) <= {"healthy"} else RunState.STARTING
 
 
@@ -186,6 +194,8 @@ def _server_status(server: ServerRecord) -> ServerStatus:
         engine_url=server.engine_url,
         node_address=server.node_address,
         log_path=server.log_path,
+        restarts=server.restarts,
+        max_restarts=server.max_restarts,
         placement=_placement_status(server.placement) if server.placement else None,
     )
 

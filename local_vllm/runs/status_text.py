@@ -31,7 +31,7 @@ def _paragraphs(record: RunRecord, width: int | None, paint: Paint) -> Iterator[
             yield "\n".join(_foreign(server))
         else:
             heading = paint(f"{letter(index)}  {server.name}", index)
-            yield "\n".join([f"{heading}  {server.state}", *_engine(server)])
+            yield "\n".join([f"{heading}  {_state(server)}", *_engine(server)])
             index += 1
 
 
@@ -49,10 +49,18 @@ def _heading(record: RunRecord) -> Iterator[str]:
     yield f"logs     {record.logs}"
 
 
+def _state(server: ServerRecord) -> str:
+    """Which restart it is stands beside the state; how many there were, beside that of an engine that is well again."""
+    if server.state == "restarting":
+        return f"restarting {server.restarts}/{server.max_restarts}"
+    times = f"restarted {server.restarts} time{'s' * (server.restarts > 1)}"
+    return f"{server.state} ({times})" if server.restarts and server.state == "healthy" else server.state
+
+
 def _engine(server: ServerRecord) -> Iterator[str]:
     """What there is to tell of a server with an engine of the run's."""
     over = server.state in ENDED
-    yield from _field("why" if over else "doing", server.detail)
+    yield from _field("why" if over or server.state in ("lost", "stalled") else "doing", server.detail)
     yield from _field("model", server.model)
     yield from _field("URL", server.url)
     engine = server.engine_url or ("none" if over else "no address yet")

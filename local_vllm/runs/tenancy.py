@@ -6,6 +6,8 @@ On a shared cluster planning and launching happen under a lease, and what was pl
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -53,12 +55,16 @@ class ServeShare:
 
 
 Planning = AbstractAsyncContextManager[tuple[Placement, ...]]
+# A new place for one engine, and what holds it until vLLM takes it.
+Replanned = tuple[Placement, Reservation | None]
 
 
 class Tenant(Protocol):
     """What a run asks of its place on a cluster. What it keeps while it plans, the next to plan will see."""
 
     def planning(self, record: RunRecord, topologies: Sequence[Topology]) -> Planning: ...
+
+    async def replan(self, topology: Topology) -> Replanned: ...
 
     def launching(self, engines: int) -> AbstractAsyncContextManager[Lease | None]: ...
 
@@ -70,7 +76,10 @@ class Tenant(Protocol):
 
 
 class SoleTenant:
-    """On a cluster of its own: nobody to wait for."""
+    """On a cluster of its own: nobody to wait for, but another launch of this run."""
+
+    def __init__(self) -> None:
+        self._launching = asyncio.Lock()
 
     @asynccontextmanager
     async def planning(
@@ -78,9 +87,14 @@ class SoleTenant:
     ) -> AsyncIterator[tuple[Placement, ...]]:
         yield plan_placements(await in_thread(read_cluster), topologies)
 
+    async def replan(self, topology: Topology) -> Replanned:
+        (placement,) = plan_placements(await in_thread(read_cluster), [topology])
+        return placement, None
+
     @asynccontextmanager
     async def launching(self, engines: int) -> AsyncIterator[Lease | None]:
-        yield None
+        async with self._launching:
+            yield None
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[ServeShare]:
@@ -117,23 +131,27 @@ class FellowTenant:
             others = await in_thread(published_runs)
             _refuse_held_names(record, others)
             self._registration = await in_thread(lambda: Registration(record))
-            yield await in_thread(lambda: self._reserved(record.run_id, topologies, others))
+            placements, self._reservation = await in_thread(lambda: self._reserved(topologies, others))
+            yield placements
             await in_thread(self._registration.settle)
 
+    async def replan(self, topology: Topology) -> Replanned:
+        """Plan one engine anew, and reserve its GPUs. Raises PlacementError while it does not fit on what is free."""
+        async with self._lease(LAUNCH, PLAN_HOLD_S):
+            others = await in_thread(published_runs)
+            (placement,), reservation = await in_thread(lambda: self._reserved([topology], others))
+            return placement, reservation
+
     def _reserved(
-        self, run_id: str, topologies: Sequence[Topology], others: Sequence[RunRecord]
-    ) -> tuple[Placement, ...]:
-        for attempt in range(PLAN_TRIES):
+        self, topologies: Sequence[Topology], others: Sequence[RunRecord]
+    ) -> tuple[tuple[Placement, ...], Reservation]:
+        for _ in range(PLAN_TRIES - 1):
             placements = plan_placements(with_holdings(read_cluster(), others), topologies)
-            try:
-                self._reservation = Reservation(placements, run_id)
-            except ClusterError:
-                # What the cluster says is free lags behind what has just been taken.
-                if attempt + 1 == PLAN_TRIES:
-                    raise
-            else:
-                break
-        return placements
+            # What the cluster says is free lags behind what has just been taken.
+            with contextlib.suppress(ClusterError):
+                return placements, Reservation(placements, self._run_id)
+        placements = plan_placements(with_holdings(read_cluster(), others), topologies)
+        return placements, Reservation(placements, self._run_id)
 
     @asynccontextmanager
     async def launching(self, engines: int) -> AsyncIterator[Lease | None]:

@@ -134,9 +134,8 @@ def _whole(timeouts: Timeouts) -> aiohttp.ClientTimeout:
 
 @lru_cache(maxsize=16)
 def _in_pieces(timeouts: Timeouts) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(
-        total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.idle_s
-    )
+    """Who reads the pieces knows how long each may take."""
+    return aiohttp.ClientTimeout(total=timeouts.total_s, sock_connect=timeouts.connect_s)
 
 
 def _translated(error: Exception) -> Exception:

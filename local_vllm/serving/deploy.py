@@ -75,11 +75,12 @@ class Deployment:
         config = self._config(name)
         match config.settings:
             case LocalVLLMModelSettings() as settings:
-                return LocalVLLMModel(name, settings, replica, source=EngineEndpoints(name))
+                source = EngineEndpoints(name)
+                return LocalVLLMModel(name, settings, replica, source=source, calls=source.calls)
             case LocalVLLMModelProxySettings() as settings:
                 owner = settings.model_server.name
-                model = self._config(owner).settings.model
-                return LocalVLLMModelProxy(name, settings, replica, source=EngineEndpoints(owner), model=model)
+                model, source = self._config(owner).settings.model, EngineEndpoints(owner)
+                return LocalVLLMModelProxy(name, settings, replica, source=source, model=model, calls=source.calls)
             case VLLMModelSettings() as settings:
                 return VLLMModel(name, settings, replica)
             case OpenAIModelSettings() as settings:

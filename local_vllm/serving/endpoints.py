@@ -44,12 +44,14 @@ class Ready:
 @dataclass(frozen=True, slots=True)
 class NotReady:
     """No engine answers. `state` is a word for programs (`starting`, `restarting`, `failed`), `message` one
-    sentence for people, and `retry_after_s` is None when waiting will not help.
+    sentence for people, and `retry_after_s` is None when waiting will not help. `passes` says that an engine is being
+    started again: a request may wait for that.
     """
 
     state: str
     message: str
     retry_after_s: int | None = 5
+    passes: bool = False
 
 
 class EndpointSource(Protocol):
@@ -59,6 +61,9 @@ class EndpointSource(Protocol):
 
     def lost(self, endpoint: Endpoint) -> Ready | NotReady:
         """Nobody could be reached at `endpoint` just now; gives what is `current` after this news."""
+
+    async def settled(self, within_s: float) -> Ready | NotReady:
+        """What is `current` as soon as nothing of it `passes` any more, or after that time. Asked when it does only."""
 
     async def start(self) -> None:
         """Begin whatever keeps `current` up to date."""
@@ -77,6 +82,9 @@ class FixedEndpoints:
         return self._state
 
     def lost(self, endpoint: Endpoint) -> Ready | NotReady:
+        return self._state
+
+    async def settled(self, within_s: float) -> Ready | NotReady:
         return self._state
 
     async def start(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.asgi import Limits
+from local_vllm.serving.calls import Calls
 from local_vllm.serving.client import EngineClient, Timeouts, Transport
 from local_vllm.serving.response_store import LocalStores, ResponseStore, StoreSetting, Stores
 from local_vllm.serving.sessions import Sessions
@@ -31,8 +32,15 @@ class Replica:
     timeouts: Timeouts = Timeouts()
     stores: Stores = field(default_factory=LocalStores)
 
-    def client(self, default_headers: Mapping[str, str] | None = None) -> EngineClient:
-        return EngineClient(self.transport, self.timeouts, default_headers)
+    def client(
+        self,
+        default_headers: Mapping[str, str] | None = None,
+        *,
+        timeouts: Timeouts | None = None,
+        calls: Calls | None = None,
+        server: str = "",
+    ) -> EngineClient:
+        return EngineClient(self.transport, timeouts or self.timeouts, default_headers, calls=calls, server=server)
 
     def sessions(self, server: str) -> Sessions:
         return Sessions(server, self.secret, first=self.first)

@@ -61,7 +61,7 @@ def failure_reply(error: Exception) -> Reply:
         case RequestError():
             return Reply(error.status, error_body(error))
         case EngineUnavailable():
-            return _unavailable(str(error), "engine_unavailable", error.retry_after_s)
+            return _unavailable(str(error), error.code, error.retry_after_s)
         case UpstreamError():
             return Reply(error.status, error_body(error))
         case LocalVLLMError():

@@ -32,6 +32,9 @@ class WatchedEndpoints:
                 watch.lost()
         return self._state
 
+    async def settled(self, within_s: float) -> Ready | NotReady:
+        return self._state
+
     async def start(self) -> None:
         for watch in self._watches:
             watch.start()

@@ -18,6 +18,7 @@ from local_vllm.cluster import machine
 from local_vllm.config.compose import load_run_config
 from local_vllm.engine.command import our_environment, serve_command, serve_environment, typed_command
 from local_vllm.plan.placement import plan_placements
+from local_vllm.processes.members import FOLDER
 from local_vllm.runs import pictures
 from local_vllm.runs.dry_run import PORT, shown_site, shown_specs
 from local_vllm.runs.engine_specs import engine_specs, topologies
@@ -375,7 +376,7 @@ def test_the_launch_runs_what_a_dry_run_shows(dry: Dry, tmp_path: Path, kind: st
         executed = serve_command(launched, site)
         assert words[words.index(shown.model) :] == executed[executed.index(shown.model) :]
         variables = our_environment(shown, foreseen) | {"RAY_ADDRESS": "10.0.0.1:6379", "PATH": "/bin"}
-        variables |= {name: secrets[name] for name in secrets if name in variables}
+        variables |= {name: secrets[name] for name in secrets if name in variables} | {FOLDER: str(launched.members)}
         assert variables == serve_environment(launched, site)
 
 

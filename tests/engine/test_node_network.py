@@ -11,6 +11,7 @@ import pytest
 
 from local_vllm.engine.node_network import SWITCH, interface_of, register
 from local_vllm.engine.worker_variables import NAMES, worker_variables
+from local_vllm.processes.members import FOLDER
 
 SET_HERE = ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME")
 
@@ -69,7 +70,7 @@ def test_vllm_finds_it_among_the_plugins_that_it_calls_first() -> None:
 def test_variables_of_the_configuration_reach_the_workers_and_those_that_others_name_do_too() -> None:
     configured = {"GLOO_SOCKET_IFNAME": "ib0", "VLLM_USE_RAY": "1"}
     variables = worker_variables(configured, {NAMES: "LD_PRELOAD, OMP_NUM_THREADS"})
-    assert variables[NAMES].split(",") == ["GLOO_SOCKET_IFNAME", "LD_PRELOAD", SWITCH, "OMP_NUM_THREADS"]
+    assert variables[NAMES].split(",") == ["GLOO_SOCKET_IFNAME", "LD_PRELOAD", FOLDER, SWITCH, "OMP_NUM_THREADS"]
     assert variables[SWITCH] == "1"
 
 
