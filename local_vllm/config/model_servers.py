@@ -196,6 +196,12 @@ class ChatSettings(ModelServerSettings):
     audio_root: str | None = Field(None, description="Folder below which metadata.audio_path may point.")
     max_input_items: PositiveInt = Field(10_000, description="Items, or messages, that a request may have.")
     max_image_mib: PositiveInt = Field(20, description="The largest image that a request may bring along.")
+    connect_timeout_s: Seconds = Field(10.0, description="How long the engine may take to accept a connection.")
+    first_token_timeout_s: Seconds = Field(
+        3600.0, description="How long a stream may take to begin: the time in the engine's queue is a part of it."
+    )
+    idle_timeout_s: Seconds = Field(3600.0, description="How long a stream may be silent between two tokens.")
+    total_timeout_s: Seconds = Field(14_400.0, description="How long an answer may take in all, streamed or whole.")
     response_store: Annotated[str, BeforeValidator(_store)] = Field(
         "memory", description="Where answers are kept for previous_response_id: memory, none, or an SQLite file."
     )
@@ -249,7 +255,18 @@ def _snake_case_keys(value: Any) -> Any:
     return {snake_case(key): item for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
-class LocalVLLMModelSettings(ChatSettings):
+class OwnEngineSettings(ChatSettings):
+    """In front of an engine that is ours, which is started again when it is lost."""
+
+    wait_for_engine_s: Annotated[float, BeforeValidator(no_bool), Field(ge=0)] = Field(
+        30.0, description="How long a request waits for an engine that is being restarted, before it gets a 503."
+    )
+    retry_lost_requests: bool = Field(
+        False, description="Ask a recovered engine again for what was in flight, once; streams are not."
+    )
+
+
+class LocalVLLMModelSettings(OwnEngineSettings):
     """local_vllm_model: a vllm_model whose engine is ours. base_url is filled in once the engine is up."""
 
     model: str = Field(description="A Hugging Face Hub id, or a local directory; /v1/models shows it.")
@@ -264,6 +281,12 @@ class LocalVLLMModelSettings(ChatSettings):
     debug: bool = Field(False, description="Verbose logs of the engine and its workers.")
     start_timeout_s: Seconds = Field(
         1800.0, description="How long the engine may take to become ready, the weights already on disk."
+    )
+    stall_timeout_s: Seconds | None = Field(
+        30.0, description="An engine that generates nothing for so long, though it should, is restarted; null: never."
+    )
+    max_restarts: Annotated[Number, Field(ge=0)] = Field(
+        5, description="How often an engine that was lost is started again; 5 min of health begin the count anew."
     )
     vllm_serve_kwargs: Annotated[VLLMServeKwargs, BeforeValidator(_snake_case_keys)] = Field(
         description="Flags of vllm serve: the three sizes below, and any other."
@@ -340,7 +363,7 @@ def _below(key: str, problems: Iterator[Problem]) -> Iterator[Problem]:
     return (Problem(f"{key}.{problem.path}", problem.message) for problem in problems)
 
 
-class LocalVLLMModelProxySettings(ChatSettings):
+class LocalVLLMModelProxySettings(OwnEngineSettings):
     """local_vllm_model_proxy: the engine of a local_vllm_model under other request-time settings."""
 
     aliases: ClassVar = {}

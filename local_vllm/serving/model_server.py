@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import msgspec
 
@@ -32,6 +33,7 @@ from local_vllm.serving.asgi import (
     refuse_websocket,
 )
 from local_vllm.serving.audio import AudioFolder
+from local_vllm.serving.calls import asking_session
 from local_vllm.serving.client import EngineAnswer, EngineClient, EngineStream
 from local_vllm.serving.completion_streams import as_chat_stream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
@@ -39,16 +41,29 @@ from local_vllm.serving.lookups import Lookups
 from local_vllm.serving.native_responses import NativeResponses
 from local_vllm.serving.replies import JSON, Reply, StreamReply, logger, not_ready_reply, retry_after
 from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_store
-from local_vllm.serving.sessions import Destination, Sessions
+from local_vllm.serving.sessions import SESSION_HEADER, Destination, Sessions
 from local_vllm.serving.stored_responses import StoredResponses
 from local_vllm.serving.streams import EVENT_STREAM, UNBUFFERED, Refused, ResponseStream
 
 # Keys that stand in every example and open nothing; any other is a secret.
 OPEN_KEYS = ("", "dummy", "EMPTY")
 REDACTED = "***"
+# The code of a call whose engine died over it, and how long the next engine is waited for to ask it again.
+LOST = "engine_lost"
+RECOVERED_WITHIN_S = 1800.0
 
 Keep = Callable[[bytes], None]
 Ask = Callable[[ChatCall, Destination], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a request waits for an engine that is being started again, and whether one that was in flight when
+    the engine died is asked again of the next one.
+    """
+
+    wait_s: float = 0.0
+    retry_lost: bool = False
 
 
 class _LimitTooHigh(Exception):
@@ -74,6 +89,7 @@ class ModelServer:
         store: ResponseStore | None = None,
         audio: AudioFolder = AudioFolder(),
         native: bool = False,
+        patience: Patience = Patience(),
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         """`native` engines speak the Responses API themselves, and keep their responses."""
@@ -88,6 +104,7 @@ class ModelServer:
         self.store = store or open_store(StoreSetting())
         self.native = NativeResponses(name, source, client, converter) if native else None
         self._lookups = Lookups(self.store, audio)
+        self._patience = patience
         self.admission = Admission(name, max_in_flight)
         self._warned: set[str] = set()
         self._routes = self._route_table()
@@ -125,7 +142,7 @@ class ModelServer:
     async def responses(self, request: Request, body: bytes) -> Answer:
         """Answers a Responses request, whichever application its body was read by."""
         self.admission.enter(request)
-        state = self._source.current()
+        state = await self._awaited()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
         asked = self._converter.read(body)
@@ -138,9 +155,29 @@ class ModelServer:
         respond = self._stream_response if call.stream else self._respond
         return await self._ask(state, request, call, lambda call, to: respond(call, to, keep))
 
+    async def _awaited(self) -> Ready | NotReady:
+        """Where the engines are, after a wait for one that is being started again."""
+        state = self._source.current()
+        if isinstance(state, NotReady) and state.passes:
+            return await self._source.settled(self._patience.wait_s)
+        return state
+
     async def _ask(self, state: Ready, request: Request, call: ChatCall, ask: Ask) -> Answer:
-        """Ask the session's engine. One that cannot be reached has heard nothing, so another may be asked."""
+        """Ask the session's engine; its successor too when it died over the answer, and that is wanted."""
         self.admission.count(request, call.session_hint)
+        asking_session.set(_session(request, call))
+        try:
+            return await self._ask_one(state, request, call, ask)
+        except EngineUnavailable as error:
+            if error.code != LOST or call.stream or not self._patience.retry_lost:
+                raise
+            recovered = await self._source.settled(RECOVERED_WITHIN_S)
+            if isinstance(recovered, NotReady):
+                raise
+        return await self._ask_one(recovered, request, call, ask)
+
+    async def _ask_one(self, state: Ready, request: Request, call: ChatCall, ask: Ask) -> Answer:
+        """Ask the session's engine. One that cannot be reached has heard nothing, so another may be asked."""
         others = len(state.endpoints) - 1
         while True:
             to = self._sessions.choose(state, request.headers, call.session_hint)
@@ -230,7 +267,7 @@ class ModelServer:
         self, request: Request, body: bytes, prepare: Callable[[bytes, str], ChatCall]
     ) -> Answer:
         self.admission.enter(request)
-        state = self._source.current()
+        state = await self._awaited()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
         call = prepare(body, state.endpoints[0].model)
@@ -316,6 +353,12 @@ def _model_entry(server: ModelServer) -> dict[str, object]:
         "owned_by": "local_vllm",
         "server": server.name,
     }
+
+
+def _session(request: Request, call: ChatCall) -> str:
+    """What a session is called in the log; its cookie is nobody's business."""
+    name = request.headers.get(SESSION_HEADER)
+    return name.decode("latin-1")[:100] if name else (call.session_hint or "")[:100]
 
 
 def _inner_config(endpoints: tuple[Endpoint, ...]) -> dict[str, object]:

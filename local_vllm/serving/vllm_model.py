@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from local_vllm.config.schema import ChatSettings, LocalVLLMModelSettings, VLLMModelSettings
+from local_vllm.config.schema import ChatSettings, LocalVLLMModelSettings, OwnEngineSettings, VLLMModelSettings
 from local_vllm.protocol.completions import Render
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.serving.asgi import Answer, Request
 from local_vllm.serving.audio import AudioFolder
+from local_vllm.serving.calls import Calls
 from local_vllm.serving.chat_template import ChatTemplate
+from local_vllm.serving.client import Timeouts
 from local_vllm.serving.endpoints import EndpointSource
-from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.model_server import ModelServer, Patience
 from local_vllm.serving.replica import Replica
 from local_vllm.serving.response_store import StoreSetting
 from local_vllm.serving.watched_endpoints import WatchedEndpoints
@@ -29,18 +31,21 @@ class VLLMModel(ModelServer):
         *,
         source: EndpointSource | None = None,
         model: str | None = None,
+        calls: Calls | None = None,
+        patience: Patience = Patience(),
     ) -> None:
         super().__init__(
             name,
             model or settings.model,
             source or _somebody_elses(settings),
             Converter(converter_settings(settings), render=_render(settings, model)),
-            replica.client(settings.default_headers),
+            replica.client(settings.default_headers, timeouts=timeouts(settings), calls=calls, server=name),
             sessions=replica.sessions(name),
             limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
             store=replica.store(store_setting(settings)),
             audio=AudioFolder(settings.audio_root),
             native=settings.is_responses_native,
+            patience=patience,
             max_in_flight=settings.max_requests_in_flight,
         )
 
@@ -52,6 +57,21 @@ class VLLMModel(ModelServer):
 
 def _somebody_elses(settings: VLLMModelSettings) -> WatchedEndpoints:
     return WatchedEndpoints(settings.base_url, settings.api_key.get_secret_value(), settings.model)
+
+
+def timeouts(settings: ChatSettings) -> Timeouts:
+    """The settings that concern waiting for an engine, in the client's words."""
+    return Timeouts(
+        connect_s=settings.connect_timeout_s,
+        total_s=settings.total_timeout_s,
+        idle_s=settings.idle_timeout_s,
+        first_token_s=settings.first_token_timeout_s,
+    )
+
+
+def patience(settings: OwnEngineSettings) -> Patience:
+    """What requests do while an engine of ours is being started again."""
+    return Patience(settings.wait_for_engine_s, settings.retry_lost_requests)
 
 
 def _render(settings: ChatSettings, model: str | None) -> Render | None:
