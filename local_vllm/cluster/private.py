@@ -49,7 +49,7 @@ def private_cluster(
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
     environment = serve_settings.ray_environment(token_path) | serve_settings.serve_environment(
-        run_dir, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count()
+        run_dir, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count(), machine.open_files()
     )
     options: dict[str, object] = {"num_cpus": cpus, "_temp_dir": str(run_dir / "ray")}
     if logical_gpus is not None:

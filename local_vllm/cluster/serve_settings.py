@@ -11,9 +11,11 @@ from pathlib import Path
 
 # What `ports` of `serve_environment` are for, in this order.
 PORTS_NEEDED = 5
+MAX_CONNECTIONS = 32_768
+SPARE_FILES = 1000
 
 
-def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int) -> dict[str, str]:
+def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int, open_files: int) -> dict[str, str]:
     """Serve's variables: HAProxy in front, replicas reached directly, all files and fixed ports private to the run.
 
     Args:
@@ -21,6 +23,7 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int) -> dict[st
             at most 20 bytes: Serve adds 57 for a node, and HAProxy takes sockets' names up to 97.
         ports: `PORTS_NEEDED` free ports.
         cpus: cores of this machine.
+        open_files: how many files a process on this machine may open.
     """
     haproxy = run_dir / "ha"
     stats, metrics, http, grpc, replicas = ports
@@ -30,6 +33,11 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int) -> dict[st
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus))),
+        # 4096 connections are not enough for rollouts beside clients that are idle. One takes two files.
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max(512, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 2))),
+        # An hour otherwise, in which a client that never ends its headers holds its connection. A client that waits
+        # for an answer is silent for longer, and is not meant: HAProxy counts that time to the server.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         # The defaults are shared by every user of the machine.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),

@@ -70,7 +70,7 @@ def _prepare_head(folder: Path, host: str, port: int) -> dict[str, str]:
     if folder.stat().st_uid != os.getuid():
         raise ClusterError(f"{folder} on Ray's head node belongs to somebody else; remove it")
     return serve_settings.serve_environment(
-        folder, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count()
+        folder, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count(), machine.open_files()
     )
 
 

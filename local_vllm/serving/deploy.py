@@ -13,6 +13,7 @@ from functools import partial
 from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
+from local_vllm.cluster import machine
 from local_vllm.cluster.head_node import HEAD_RESOURCE
 from local_vllm.config.apps import load_app
 from local_vllm.config.schema import (
@@ -146,6 +147,7 @@ def workers(config: ServerConfig) -> int:
 
 def _target(mount: Mount, make: Callable[[], object], replicas: int, on_head: bool) -> serve.RunTarget:
     def application() -> object:
+        machine.allow_files()
         made = make()
         settle_memory()
         return made

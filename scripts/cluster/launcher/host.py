@@ -143,7 +143,7 @@ def environment(folder: Path, message: Mapping[str, object], address: str) -> di
     env |= dict(message["environment"])
     ports = machine.free_ports(serve_settings.PORTS_NEEDED)
     env |= serve_settings.ray_environment(write_token(folder, str(message["token"])))
-    env |= serve_settings.serve_environment(folder, ports, machine.cpu_count())
+    env |= serve_settings.serve_environment(folder, ports, machine.cpu_count(), machine.open_files())
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     # vLLM's workers on this host take it from here; their own guess follows the way to the internet.
     env["VLLM_HOST_IP"] = address
