@@ -68,4 +68,9 @@ def ray_environment(token_path: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's workers give way to everything else (nice 15); ours answer requests.
         "RAY_worker_niceness": "0",
+        # A node whose processes are gone is lost after 3 s, one that says nothing after half a minute: by default a
+        # minute, and a shorter one would lose nodes that are only busy.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "10000",
+        "RAY_health_check_failure_threshold": "3",
     }

@@ -32,8 +32,10 @@ ANSWER_WITHIN_S = 600.0
 ASK_NODE_EVERY_S = 0.5
 # How a canary is asked for again that was refused, because the engine is full say.
 ASK_AGAIN_S = 2.0
-# The share of a CPU that counts as computing, over a second.
-COMPUTES_SHARE = 0.2
+# The share of a CPU that counts as computing, had or wanted by all processes of the engine over so many seconds. Idle,
+# vLLM's have 3 % of one together.
+COMPUTES_SHARE = 0.1
+COMPUTES_OVER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Watch:
         return look
 
     def _uses_cpu(self, seen: Sequence[Seen], now: float) -> bool:
-        if now - self._cpu_since >= 1:
+        if now - self._cpu_since >= COMPUTES_OVER_S:
             used = sum(max(0.0, each.cpu_s - self._cpu.get(each.member.pid, each.cpu_s)) for each in seen)
             self._computes = used >= COMPUTES_SHARE * (now - self._cpu_since)
             self._cpu = {each.member.pid: each.cpu_s for each in seen}

@@ -50,8 +50,11 @@ class OwnedEngine:
             version=0, server=spec.server, model=spec.served_name, state=EngineState.STARTING, detail="scheduling"
         )
 
-    async def renew(self, spec: EngineSpec) -> None:
-        """Put a new actor in the place of the old one, for `spec`. Raises RunError when the name does not come free."""
+    async def renew(self, spec: EngineSpec, *, anywhere: bool = False) -> None:
+        """Put a new actor in the place of the old one, for `spec`; on its node, or `anywhere` if that is lost.
+
+        Raises RunError when the name does not come free.
+        """
         await asyncio.to_thread(self._kill)
         self.spec = spec
         self.is_placed = False
@@ -59,7 +62,7 @@ class OwnedEngine:
         deadline = time.monotonic() + NAME_FREE_WITHIN_S
         while True:
             try:
-                self.actor = await asyncio.to_thread(_new_actor, spec)
+                self.actor = await asyncio.to_thread(_new_actor, spec, anywhere)
             except ValueError as error:
                 if time.monotonic() > deadline:
                     raise RunError(f"the name {spec.server} did not come free within {NAME_FREE_WITHIN_S:.0f} s") from error
@@ -126,9 +129,13 @@ class OwnedEngine:
         return self.status
 
     async def give_up(self, why: str) -> None:
-        """The engine has failed for good; its actor tells so for as long as the run lasts."""
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+        """The engine has failed for good. An actor, if need be another, tells so for as long as the run lasts."""
+        try:
             await asyncio.wait_for(_ask(self.actor.give_up, why), STOP_DEADLINE_S)
+        except (ray.exceptions.RayError, TimeoutError):
+            with contextlib.suppress(ray.exceptions.RayError, RunError, TimeoutError):
+                await self.renew(self.spec, anywhere=True)
+                await asyncio.wait_for(_ask(self.actor.give_up, why), STOP_DEADLINE_S)
         self.status = self._told(EngineState.FAILED, why, version=self.status.version + 1)
 
     def _told(self, state: EngineState, detail: str, *, version: int) -> EngineStatus:
@@ -164,13 +171,13 @@ class OwnedEngine:
             ray.kill(self.actor)
 
 
-def _new_actor(spec: EngineSpec) -> ActorHandle:
+def _new_actor(spec: EngineSpec, anywhere: bool = False) -> ActorHandle:
     options = {
         "name": actor_name(spec.server),
         "namespace": NAMESPACE,
         "num_cpus": 0,
         "max_concurrency": CONCURRENT_CALLS,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.placement.master_node_id, soft=False),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(spec.placement.master_node_id, soft=anywhere),
     }
     return ray.remote(EngineHost).options(**options).remote(spec)
 

@@ -42,7 +42,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A member at one moment: the state letter of /proc, empty when it is gone, and the CPU seconds it has had."""
+    """A member at one moment: the state letter of /proc, empty when it is gone, and the seconds for which it has had a
+    CPU, or has wanted one that others had.
+    """
 
     member: Member
     state: str
@@ -108,7 +110,15 @@ def _look(member: Member) -> Seen:
     except (OSError, ValueError, IndexError):
         return Seen(member, "")
     # Another process may have the pid by now.
-    return Seen(member, state, cpu_s) if started == member.started else Seen(member, "")
+    return Seen(member, state, cpu_s + _waited_s(member.pid)) if started == member.started else Seen(member, "")
+
+
+def _waited_s(pid: int) -> float:
+    """For how long its first thread was ready to run and did not: 0 where the kernel does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def end(folder: Path, watched: Sequence[Member] = ()) -> None:

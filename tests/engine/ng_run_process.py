@@ -147,11 +147,17 @@ class NgRun:
         /metrics and sees no client leave for up to half a minute (seen with vLLM 0.32, asked directly).
         """
         allowed = os.sched_getaffinity(0)
-        rest = allowed - {max(allowed)} or allowed
+        self._give_engines(allowed - {max(allowed)} or allowed)
+
+    def leave_all_cpus_to_engines(self) -> None:
+        """Take that back."""
+        self._give_engines(os.sched_getaffinity(0))
+
+    def _give_engines(self, cpus: set[int]) -> None:
         for process in self.named("ray::EngineCoreActor") + self.named("ray::RayWorkerProc"):
             for thread in process.threads():
                 with suppress(ProcessLookupError):  # threads come and go
-                    os.sched_setaffinity(thread.id, rest)
+                    os.sched_setaffinity(thread.id, cpus)
 
     def end(self) -> None:
         """End it in any case, with everything below it."""

@@ -21,11 +21,12 @@ VLLM = re.compile(r"vllm\.entrypoints|VLLM::|ray::EngineCore|RayWorkerProc", re.
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
-    """Two servers, so that the loss of one engine can be told from the loss of the run."""
+    """Two servers, so that the loss of one engine can be told from the loss of the run. No engine is started again."""
     folder = tmp_path_factory.mktemp("kills")
     for name in ("left", "right"):
         (folder / f"{name}.yaml").write_text(SERVER.format(name=name, key="dummy", size=1))
-    with running(folder, "+config_paths=[left.yaml,right.yaml]") as started:
+    never = [f"++{name}.local_vllm_model.max_restarts=0" for name in ("left", "right")]
+    with running(folder, "+config_paths=[left.yaml,right.yaml]", *never) as started:
         yield started
 
 

@@ -160,7 +160,8 @@ def test_all_turns_of_a_session_go_to_one_cache(stage: Stage, which: str, stick:
     for _ in range(3):
         session.turn()
     asked = [after - earlier for after, earlier in zip(served.counted("prefix_cache_queries"), before)]
-    assert sorted(map(bool, asked)) == [False, True], asked
+    # An idle rank is asked for a token by its watcher now and then: that is one token of a prompt.
+    assert sorted(each > 30 for each in asked) == [False, True], asked
 
 
 def test_new_sessions_of_both_replicas_are_spread_evenly(stage: Stage) -> None:

@@ -210,6 +210,10 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "ray_token"),
         "RAY_worker_niceness": "0",
+        # As on the clusters that we start.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "10000",
+        "RAY_health_check_failure_threshold": "3",
         # All nodes start on the same few cores.
         "RAY_agent_register_timeout_ms": "120000",
     }

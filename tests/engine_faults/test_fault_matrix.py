@@ -1,0 +1,116 @@
+"""Every process of a real engine killed or stopped, idle and at work: noticed, answered, and generating again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_faults import (
+    FAULTY,
+    HEADING,
+    STEADY,
+    Cell,
+    Clients,
+    Steady,
+    cells_asked_for,
+    clients,
+    hurt,
+    left_of_earlier_launches,
+    two_engines,
+)
+from ng_run_process import GONE_WITHIN_S, NgRun, until
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+NOTICED_WITHIN_S = 5.0
+ANSWERED_WITHIN_S = 1.0
+LOST = "503 engine_lost and Retry-After"
+# A stream that had not begun yet is answered like any other request.
+ENDINGS = {"idle": set(), "32 in flight": {LOST}, "streaming": {LOST, "response.failed"}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
+    with two_engines(tmp_path_factory.mktemp("faults")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[Cell]]:
+    """What was measured, printed at the end."""
+    cells: list[Cell] = []
+    yield cells
+    print("\n" + "\n".join([HEADING, *(cell.row() for cell in cells)]))
+
+
+@pytest.mark.parametrize(("fault", "load"), cells_asked_for())
+def test_a_fault_is_noticed_within_5_s_answered_within_1_s_and_mended(
+    run: NgRun, table: list[Cell], fault: str, load: str
+) -> None:
+    before = run.free_gpus_and_groups()
+    cell, steady = asyncio.run(_hurt_beside_a_steady_client(run, fault, load))
+    table.append(cell)
+    print(cell.row(), f"steady: {steady.answers} answers, longest {steady.longest_s:.1f} s")
+    assert cell.noticed_s < NOTICED_WITHIN_S
+    assert cell.answered_s is None or cell.answered_s < ANSWERED_WITHIN_S
+    assert set(cell.endings) <= ENDINGS[load]
+    assert load != "streaming" or cell.endings["response.failed"]
+    assert steady.answers and not steady.failures, "sessions on the other engine do not notice"
+    assert left_of_earlier_launches(run) == []
+    assert until(lambda: run.free_gpus_and_groups() == before, GONE_WITHIN_S)
+
+
+async def _hurt_beside_a_steady_client(run: NgRun, fault: str, load: str) -> tuple[Cell, Steady]:
+    seen = Steady()
+    async with clients(run) as asking:
+        staying = asyncio.create_task(asking.stay_with(STEADY, seen))
+        cell = await hurt(asking, fault, load)
+        staying.cancel()
+    return cell, seen
+
+
+def test_an_engine_under_full_load_and_long_prompts_is_not_taken_for_dead(run: NgRun) -> None:
+    """Its workers may have every CPU, so that its API server is starved; and it has 30 s to make progress."""
+    run.leave_all_cpus_to_engines()
+    before = run.record()["servers"][0]
+    endings = asyncio.run(_full_load(run, seconds=75.0))
+    after = run.record()["servers"][0]
+    assert (after["state"], after["restarts"]) == ("healthy", before["restarts"])
+    assert set(endings) == {"completed"}, endings
+
+
+async def _full_load(run: NgRun, seconds: float) -> Counter[str]:
+    """More requests at a time than the engine takes, half of them long prompts, for so long."""
+    prompts = [{"input": "REPEAT:300"}, {"input": "ECHO:" + "a long prompt " * 500, "max_output_tokens": 4}]
+    endings: Counter[str] = Counter()
+
+    async def ask(asking: Clients, number: int) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            body = {"model": "any", "stream": number % 4 == 0, **prompts[number % 2]}
+            endings[(await asking.ask(FAULTY, body)).code] += 1
+
+    async with clients(run) as asking:
+        await asyncio.gather(*(ask(asking, number) for number in range(48)))
+    return endings
+
+
+def test_the_record_tells_how_often_the_engine_was_started_again(run: NgRun) -> None:
+    (faulty,) = [server for server in run.record()["servers"] if server["name"] == FAULTY]
+    assert faulty["state"] == "healthy"
+    assert faulty["restarts"] == len(cells_asked_for())
+
+
+def test_a_run_whose_engines_were_restarted_leaves_nothing(run: NgRun) -> None:
+    run_id = run.record()["run_id"]
+    assert run.stop() == 0
+    assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()
+    assert list(Path("/tmp").glob(f"lv-m-{run_id}-*")) == []
+
+
+def test_the_loads_are_those_of_the_table() -> None:
+    assert {load for _, load in cells_asked_for()} == set(ENDINGS)

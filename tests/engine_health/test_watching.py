@@ -1,0 +1,212 @@
+"""Looks at real processes that are really killed and stopped, and what is decided from them, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from enlisted_engine import METRICS
+
+from local_vllm.cluster.machine import free_ports
+from local_vllm.engine.metrics import ranks_seen, requests_in_flight
+from local_vllm.engine.node_watch import NodeWatch
+from local_vllm.engine.observe import Address, Watch
+from local_vllm.engine.supervise import GiveUp, SendCanary, Vigil, step
+from local_vllm.processes import members
+from local_vllm.processes.tree import descendants
+
+pytestmark = pytest.mark.timeout(60)
+
+PROGRAM = Path(__file__).parent / "enlisted_engine.py"
+STALL_S = 3.0
+
+
+@dataclass
+class Engine:
+    """Processes that have enlisted themselves, and how their HTTP side is told what to do."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def does(self, **what: bool) -> None:
+        self.folder.with_suffix(".control").write_text(json.dumps(what))
+
+    @property
+    def child(self) -> int:
+        return descendants(self.process.pid)[0]
+
+    async def given_up(self, within_s: float, then: Callable[[], None] = lambda: None) -> tuple[GiveUp | None, float]:
+        """Watch it; `then` comes after a second. Why it was given up, and how long after that."""
+        here = NodeWatch(self.folder)
+        here.settle()
+        vigil, begun, done = Vigil.begin(1), time.monotonic(), None
+        async with Watch(Address(f"http://127.0.0.1:{self.port}", "key", "m"), here, []) as watch:
+            async for look in watch.looks():
+                now = time.monotonic()
+                if done is None and now - begun > 1:
+                    then()
+                    done = time.monotonic()
+                vigil, actions = step(vigil, look, STALL_S)
+                for action in actions:
+                    match action:
+                        case SendCanary(rank):
+                            watch.send_canary(rank)
+                        case GiveUp():
+                            return action, now - (done or begun)
+                if now - begun > within_s + 1:
+                    return None, within_s
+
+
+@pytest.fixture(params=["live"])
+async def engine(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    folder, port = tmp_path / "members", free_ports(1)[0]
+    folder.with_suffix(".control").write_text("{}")
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(port), request.param], env=os.environ | {members.FOLDER: str(folder)}
+    )
+    started = Engine(folder, port, process)
+    try:
+        await _until_it_answers(started)
+        yield started
+    finally:
+        members.end(folder)
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def deaf_listener() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+async def _until_it_answers(engine: Engine) -> None:
+    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        while True:
+            try:
+                async with session.get(f"http://127.0.0.1:{engine.port}/metrics"):
+                    if len(members.members(engine.folder)) == 2:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_child_is_noticed_within_a_second(engine: Engine) -> None:
+    child = engine.child
+    lost, after_s = await engine.given_up(10, lambda: os.kill(child, signal.SIGKILL))
+    assert f"(pid {child}) has ended" in lost.why
+    assert after_s < 1
+
+
+async def test_a_stopped_child_is_noticed_within_5_s(engine: Engine) -> None:
+    child = engine.child
+    lost, after_s = await engine.given_up(10, lambda: os.kill(child, signal.SIGSTOP))
+    assert f"(pid {child}) is stopped" in lost.why
+    assert after_s < 5
+
+
+async def test_a_child_that_is_stopped_for_a_moment_is_left_alone(engine: Engine) -> None:
+    child = engine.child
+
+    def blink() -> None:
+        os.kill(child, signal.SIGSTOP)
+        asyncio.get_running_loop().call_later(1, os.kill, child, signal.SIGCONT)
+
+    assert await engine.given_up(4, blink) == (None, 4)
+
+
+async def test_an_idle_engine_that_answers_its_canaries_lives(engine: Engine) -> None:
+    assert (await engine.given_up(3 * STALL_S))[0] is None
+
+
+async def test_an_idle_engine_that_does_not_answer_its_canary_has_stalled(engine: Engine) -> None:
+    lost, after_s = await engine.given_up(4 * STALL_S, lambda: engine.does(answers=False))
+    assert lost.stalled
+    assert STALL_S <= after_s < 2.5 * STALL_S
+
+
+async def test_a_busy_engine_that_makes_progress_lives_though_no_canary_comes_back(engine: Engine) -> None:
+    engine.does(answers=False, moves=True, running=True)
+    # The counters are read every two seconds, and have to move between two readings.
+    assert (await engine.given_up(3 * STALL_S))[0] is None
+
+
+async def test_a_silent_engine_of_which_nothing_computes_has_stalled(engine: Engine) -> None:
+    """Its port is there and nobody answers: the processes are well, for all that /proc tells."""
+    with deaf_listener() as engine.port:
+        lost, _ = await engine.given_up(4 * STALL_S)
+    assert lost.stalled
+    assert "API server" in lost.why
+
+
+@pytest.mark.parametrize("engine", ["spin"], indirect=True)
+async def test_a_silent_engine_that_computes_is_only_busy(engine: Engine) -> None:
+    with deaf_listener() as engine.port:
+        assert (await engine.given_up(4 * STALL_S))[0] is None
+
+
+async def test_a_watcher_that_was_held_up_itself_blames_nobody(engine: Engine) -> None:
+    engine.does(running=True)
+    lost, _ = await engine.given_up(4, lambda: time.sleep(2 * STALL_S))
+    assert lost is None
+
+
+async def test_what_is_ended_is_gone_with_its_folder(engine: Engine) -> None:
+    below = members.members(engine.folder)
+    await asyncio.to_thread(members.end, engine.folder)
+    assert all(seen.is_gone for seen in members.look(below))
+    assert not engine.folder.exists()
+
+
+async def test_stopped_processes_are_ended_too(engine: Engine) -> None:
+    below = members.members(engine.folder)
+    for member in below:
+        os.kill(member.pid, signal.SIGSTOP)
+    await asyncio.to_thread(members.end, engine.folder)
+    assert all(seen.is_gone for seen in members.look(below))
+
+
+def test_a_process_that_has_the_pid_of_a_member_is_not_the_member(tmp_path: Path) -> None:
+    (tmp_path / f"{os.getpid()}-1").touch()
+    assert members.members(tmp_path) == ()
+    assert members.look([members.Member(os.getpid(), 1, "somebody")])[0].is_gone
+
+
+def test_a_process_that_no_engine_started_enlists_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(members.FOLDER, raising=False)
+    members.enlist()
+
+
+def test_metrics_are_read_by_their_exact_names() -> None:
+    text = METRICS.format(running=2.0, tokens=7.0)
+    assert requests_in_flight(text) == 2
+    (seen,) = ranks_seen(text).values()
+    assert seen.works
+    assert not seen.sleeps
+    assert ranks_seen(METRICS.format(running=2.0, tokens=8.0))[0].marks != seen.marks
+
+
+def test_metrics_tell_ranks_apart_and_who_sleeps() -> None:
+    text = (
+        'vllm:generation_tokens_total{engine="0"} 5.0\nvllm:generation_tokens_total{engine="1"} 6.0\n'
+        'vllm:engine_sleep_state{engine="1",sleep_state="awake"} 0.0\n'
+        'vllm:engine_sleep_state{engine="0",sleep_state="awake"} 1.0\n'
+    )
+    ranks = ranks_seen(text)
+    assert [ranks[rank].marks[0] for rank in (0, 1)] == [5.0, 6.0]
+    assert [ranks[rank].sleeps for rank in (0, 1)] == [False, True]
