@@ -37,7 +37,7 @@ from local_vllm.config.names import (
     unknown_name,
 )
 from local_vllm.config.nearest import did_you_mean, nearest
-from local_vllm.config.notices import merge_notices, secret_notices, spelling_notices
+from local_vllm.config.notices import code_notices, merge_notices, secret_notices, spelling_notices
 from local_vllm.config.schema import GLOBAL_KEYS, GlobalSettings, RunConfig
 from local_vllm.config.validate import (
     check_globals,
@@ -98,7 +98,8 @@ def _checked(
     problems = findings.sure()
     if problems or settings is None:
         raise ConfigError(problems)
-    return RunConfig(settings, with_references(servers, resolved), tuple(findings.notices), files)
+    notices = (*findings.notices, *code_notices(servers))
+    return RunConfig(settings, with_references(servers, resolved), notices, files)
 
 
 # The command line

@@ -8,7 +8,7 @@ from typing import Any
 from local_vllm.config.names import is_server, referenced_names
 from local_vllm.config.nearest import nearest
 from local_vllm.config.redact import is_secret
-from local_vllm.config.schema import GLOBAL_KEYS
+from local_vllm.config.schema import GLOBAL_KEYS, LocalVLLMModelSettings, ServerConfig
 
 
 def merge_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -28,6 +28,14 @@ def secret_notices(given: Iterable[str]) -> Iterator[str]:
     for key in given:
         if key in GLOBAL_KEYS and is_secret(key):
             yield f"{key} stands on the command line, where everybody on this machine can read it: keep it in env.yaml"
+
+
+def code_notices(servers: Iterable[ServerConfig]) -> Iterator[str]:
+    """A sentence for each engine that runs the code which comes with its model."""
+    for server in servers:
+        if isinstance(server.settings, LocalVLLMModelSettings):
+            if str(server.settings.vllm_serve_kwargs.flags().get("trust_remote_code", False)).lower() != "false":
+                yield f"{server.name}: trust_remote_code is on, so code that comes with {server.settings.model} runs here"
 
 
 def spelling_notices(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
