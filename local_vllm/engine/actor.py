@@ -35,6 +35,7 @@ from local_vllm.processes.listeners import listening_pids
 from local_vllm.processes.tree import descendants
 
 POLL_S = 0.25
+POLL_GUARD_S = 1.0
 STOP_GRACE_S = 6.0
 LAUNCH_ATTEMPTS = 3
 _PORT_TAKEN = "address already in use"
@@ -230,6 +231,8 @@ class EngineHost:
     async def _still_starting(self, what: str) -> None:
         if (status := self._guard.poll()) is not None:
             raise EngineStartError(self._why(f"vLLM ended with status {status} while it was {self._log.phase}"))
+        if (lost := self._here.lost_while_starting()) is not None:
+            raise EngineStartError(self._why(f"{lost} has ended while vLLM was {self._log.phase}"))
         if time.monotonic() - self._launched > self.spec.start_timeout_s:
             waited = f"vLLM did not {what} within {self.spec.start_timeout_s:.0f} s (start_timeout_s)"
             raise EngineStartError(self._why(f"{waited}; it was {self._log.phase}"))
@@ -256,14 +259,18 @@ class EngineHost:
     async def _watch_over(self) -> None:
         """Until the engine is lost, which is raised."""
         vigil = supervise.Vigil.begin(self.spec.placement.topology.data_parallel_size)
+        polled_at = 0.0
         async with Watch(self._address(), self._here, self._far) as watch:
             async for look in watch.looks():
-                if (status := self._guard.poll()) is not None:
-                    raise EngineLost(self._why(f"vLLM ended with status {status}"))
+                # It goes through all processes of the machine.
+                if time.monotonic() - polled_at > POLL_GUARD_S:
+                    polled_at = time.monotonic()
+                    if (status := self._guard.poll()) is not None:
+                        raise EngineLost(self._why(f"vLLM ended with status {status}"))
                 vigil, actions = supervise.step(vigil, look, self.spec.stall_timeout_s)
                 for action in actions:
                     if isinstance(action, supervise.GiveUp):
-                        raise EngineLost(action.why, stalled=action.stalled)
+                        raise EngineLost(self._why(action.why), stalled=action.stalled)
                     watch.send_canary(action.rank)
 
     def _address(self) -> Address:

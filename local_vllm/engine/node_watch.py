@@ -5,11 +5,17 @@ Which processes there are is settled once, when the engine has come up. What a l
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from local_vllm.processes import members
 from local_vllm.processes.members import Member, Seen
 from local_vllm.processes.tree import remove_shared_memory
+
+# The title of a Ray actor's process begins so.
+RAY_ACTOR = "ray::"
+# How long vLLM may take to end after one of its actors has.
+GOES_ON_S = 20.0
 
 
 class NodeWatch:
@@ -19,6 +25,24 @@ class NodeWatch:
         self._folder = folder
         self._members: tuple[Member, ...] = ()
         self._segments: set[str] = set()
+        self._starting: dict[Member, float | None] = {}
+
+    def lost_while_starting(self) -> Member | None:
+        """One of vLLM's Ray actors that came up here and has been gone for a while, though its engine goes on starting.
+
+        Other processes come and go while an engine starts. One that fails ends its actors too, but ends soon after.
+        """
+        for member in members.members(self._folder):
+            if member.name.startswith(RAY_ACTOR):
+                self._starting.setdefault(member, None)
+        now = time.monotonic()
+        for seen in members.look(self._starting):
+            if not seen.is_gone:
+                continue
+            since = self._starting[seen.member] = self._starting[seen.member] or now
+            if now - since > GOES_ON_S:
+                return seen.member
+        return None
 
     def settle(self) -> tuple[Member, ...]:
         """From now on these are watched: whoever lives now, and not what served the start alone."""

@@ -51,7 +51,6 @@ def table() -> Iterator[list[Cell]]:
 def test_a_fault_is_noticed_within_5_s_answered_within_1_s_and_mended(
     run: NgRun, table: list[Cell], fault: str, load: str
 ) -> None:
-    before = run.free_gpus_and_groups()
     cell, steady = asyncio.run(_hurt_beside_a_steady_client(run, fault, load))
     table.append(cell)
     print(cell.row(), f"steady: {steady.answers} answers, longest {steady.longest_s:.1f} s")
@@ -61,7 +60,6 @@ def test_a_fault_is_noticed_within_5_s_answered_within_1_s_and_mended(
     assert load != "streaming" or cell.endings["response.failed"]
     assert steady.answers and not steady.failures, "sessions on the other engine do not notice"
     assert left_of_earlier_launches(run) == []
-    assert until(lambda: run.free_gpus_and_groups() == before, GONE_WITHIN_S)
 
 
 async def _hurt_beside_a_steady_client(run: NgRun, fault: str, load: str) -> tuple[Cell, Steady]:
@@ -97,6 +95,10 @@ async def _full_load(run: NgRun, seconds: float) -> Counter[str]:
     async with clients(run) as asking:
         await asyncio.gather(*(ask(asking, number) for number in range(48)))
     return endings
+
+
+def test_no_gpu_and_no_placement_group_is_lost_over_the_restarts(run: NgRun) -> None:
+    assert until(lambda: run.free_gpus_and_groups() == (0, 2), GONE_WITHIN_S), run.free_gpus_and_groups()
 
 
 def test_the_record_tells_how_often_the_engine_was_started_again(run: NgRun) -> None:

@@ -20,12 +20,13 @@ import pytest
 from enlisted_engine import METRICS
 
 from local_vllm.cluster.machine import free_ports
+from local_vllm.engine import node_watch
 from local_vllm.engine.metrics import ranks_seen, requests_in_flight
 from local_vllm.engine.node_watch import NodeWatch
 from local_vllm.engine.observe import Address, Watch
 from local_vllm.engine.supervise import GiveUp, SendCanary, Vigil, step
 from local_vllm.processes import members
-from local_vllm.processes.tree import descendants
+from local_vllm.processes.tree import descendants, start_time
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -179,6 +180,23 @@ async def test_stopped_processes_are_ended_too(engine: Engine) -> None:
         os.kill(member.pid, signal.SIGSTOP)
     await asyncio.to_thread(members.end, engine.folder)
     assert all(seen.is_gone for seen in members.look(below))
+
+
+def test_a_ray_actor_that_is_gone_while_its_engine_goes_on_starting_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_watch, "GOES_ON_S", 0.3)
+    started = [subprocess.Popen([name, "600"], executable="/bin/sleep") for name in ("ray::RayWorkerProc", "helper")]
+    for process in started:
+        (tmp_path / f"{process.pid}-{start_time(process.pid)}").touch()
+    here = NodeWatch(tmp_path)
+    assert here.lost_while_starting() is None
+    for process in started:
+        process.kill()
+        process.wait()
+    assert here.lost_while_starting() is None, "vLLM may be about to end as well"
+    time.sleep(0.5)
+    assert str(here.lost_while_starting()) == f"ray::RayWorkerProc (pid {started[0].pid})"
 
 
 def test_a_process_that_has_the_pid_of_a_member_is_not_the_member(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from local_vllm.engine.spec import EngineState, EngineStatus
 from local_vllm.serving.endpoints import NotReady, Ready
 from local_vllm.serving.engine_endpoints import endpoint_state
@@ -38,3 +40,22 @@ def test_a_failed_engine_says_why_in_one_line_and_not_to_come_back() -> None:
     assert state.retry_after_s is None
     assert "status 1" in state.message
     assert "traceback" not in state.message
+
+
+@pytest.mark.parametrize("state", [EngineState.LOST, EngineState.STALLED, EngineState.RESTARTING])
+def test_an_engine_that_is_started_again_is_worth_waiting_for(state: EngineState) -> None:
+    away = endpoint_state(status(state, "ray::RayWorkerProc (pid 7) has ended", restarts=2, max_restarts=5))
+    assert isinstance(away, NotReady)
+    assert away.passes
+    assert away.retry_after_s
+    assert "RayWorkerProc (pid 7) has ended" in away.message
+
+
+def test_a_restart_says_which_it_is() -> None:
+    away = endpoint_state(status(EngineState.RESTARTING, "loading weights", restarts=2, max_restarts=5))
+    assert "the engine is restarting 2/5: loading weights" in away.message
+
+
+@pytest.mark.parametrize("state", [EngineState.STARTING, EngineState.FAILED, EngineState.STOPPING])
+def test_nobody_waits_for_any_other_engine(state: EngineState) -> None:
+    assert not endpoint_state(status(state)).passes
