@@ -6,7 +6,6 @@ Whoever is one too many is told at once when to ask again. What waits for a toke
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 from local_vllm.serving.asgi import Request
 from local_vllm.serving.replies import Refused, overloaded_reply
@@ -25,7 +24,7 @@ class Admission:
     def __init__(self, server: str, limit: int = MAX_IN_FLIGHT) -> None:
         self._server = server
         self._limit = limit
-        self._by_session: Counter[bytes] = Counter()
+        self._by_session: dict[bytes, int] = {}
         self.in_flight = 0
 
     def enter(self, request: Request) -> None:
@@ -41,7 +40,7 @@ class Admission:
         if not isinstance(place, Place) or place.session is not None:
             return
         session = _session(request, hint)
-        held = self._by_session[session]
+        held = self._by_session.get(session, 0)
         sessions = len(self._by_session)
         if 2 * self.in_flight > self._limit and held and held >= self._limit // (2 * sessions):
             raise self._refused(
