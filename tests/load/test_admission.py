@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers_under_test import model_server, over
 from stand_in_engine import StandInEngine, engine, serving
@@ -64,6 +64,7 @@ def test_who_was_refused_finds_a_place_when_others_have_ended() -> None:
     assert enter(admission, "a") is not None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=200), st.integers(1, 20))
 def test_places_are_never_more_than_the_limit_and_all_come_back(events: list[tuple[int, bool]], limit: int) -> None:
     admission, held = Admission("policy_model", limit), []
@@ -79,6 +80,7 @@ def test_places_are_never_more_than_the_limit_and_all_come_back(events: list[tup
     assert admission.in_flight == 0 and not admission._by_session
 
 
+@settings(deadline=None)
 @given(st.integers(2, 200), st.integers(1, 8))
 def test_a_session_that_holds_nothing_gets_a_place_while_there_is_one(limit: int, floods: int) -> None:
     admission = Admission("policy_model", limit)
