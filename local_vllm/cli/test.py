@@ -69,8 +69,14 @@ def known_parts(cwd: Path) -> dict[str, tuple[Path, ...]]:
         for name, places in TESTS_OF_MODELS.items():
             parts[f"{MODELS}/{name}"] = tuple(tests / place for place in places)
         for name in shipped_apps():
-            parts[f"{_kind(name)}/{name}"] = (tests / "environments" / f"test_{name}.py",)
+            parts[f"{_kind(name)}/{name}"] = _tests_of_app(tests / "environments", name)
     return dict(sorted(parts.items()))
+
+
+def _tests_of_app(tests: Path, name: str) -> tuple[Path, ...]:
+    """Those of its own, where it has a file of its own; all of the shipped environments otherwise."""
+    own = tests / f"test_{name}.py"
+    return (own,) if own.is_file() else tuple(tests / f"test_{part}.py" for part in ("shipped_environments", "verdicts"))
 
 
 def _parts_here(cwd: Path) -> list[tuple[str, tuple[Path, ...]]]:

@@ -286,7 +286,7 @@ async def test_an_engine_that_does_not_stream_is_a_502(address: str) -> None:
 
 async def test_an_engine_that_falls_silent_ends_in_failed_in_time(held: HeldEngine) -> None:
     held.say(said("Hel")[:2])
-    async with serving(model_server(over(held), timeouts=Timeouts(idle_s=0.3))) as address:
+    async with serving(model_server(over(held), timeouts=Timeouts(idle_s=0.3, first_token_s=0.3))) as address:
         _, _, answer = await ask(address)
         assert events_of(answer)[-1]["type"] == "response.failed"
         status, error = await error_of(address)
