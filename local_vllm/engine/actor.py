@@ -26,7 +26,7 @@ from local_vllm.engine.metrics import requests_in_flight
 from local_vllm.engine.node_watch import NodeWatch
 from local_vllm.engine.observe import Address, FarNode, Watch, answered_token
 from local_vllm.engine.remedies import remedy
-from local_vllm.engine.spec import Download, EngineSpec, EngineState, EngineStatus
+from local_vllm.engine.spec import LOG_FOLLOWS, Download, EngineSpec, EngineState, EngineStatus
 from local_vllm.engine.weights_on_nodes import provide_weights
 from local_vllm.errors import EngineLost, EngineStartError
 from local_vllm.processes import members
@@ -278,7 +278,7 @@ class EngineHost:
 
     def _why(self, what: str) -> str:
         self._log.update()
-        told = f"{what}; the last lines of {self.spec.log_path}:\n{self._log.tail()}"
+        told = f"{what}{LOG_FOLLOWS}{self.spec.log_path}:\n{self._log.tail()}"
         advice = remedy(self._log.tail(SEARCHED_LINES), self.spec.vllm_serve_kwargs)
         return f"{told}\n{advice}" if advice else told
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from local_vllm.processes import members
 from local_vllm.processes.members import Member, Seen
-from local_vllm.processes.tree import remove_shared_memory
 
 # The title of a Ray actor's process begins so.
 RAY_ACTOR = "ray::"
@@ -24,7 +23,6 @@ class NodeWatch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._members: tuple[Member, ...] = ()
-        self._segments: set[str] = set()
         self._starting: dict[Member, float | None] = {}
 
     def lost_while_starting(self) -> Member | None:
@@ -47,7 +45,7 @@ class NodeWatch:
     def settle(self) -> tuple[Member, ...]:
         """From now on these are watched: whoever lives now, and not what served the start alone."""
         self._members = members.members(self._folder)
-        self._segments = members.shared_memory_of(self._members)
+        members.note_shared_memory(self._folder, self._members)
         return self._members
 
     def look(self) -> tuple[Seen, ...]:
@@ -56,7 +54,6 @@ class NodeWatch:
     def end(self) -> None:
         """End every member on this node, and remove what they leave."""
         members.end(self._folder, self._members)
-        remove_shared_memory(self._segments)
 
     def end_earlier(self) -> None:
         """The same for what an earlier launch of this engine has left here."""

@@ -16,6 +16,9 @@ from local_vllm.processes.members import folder_of
 # The model string of the project's own tiny model, built on the machine where the engine runs.
 DEFAULT_MODEL = "local-vllm-default"
 
+# Between why an engine has ended and the last lines of its log.
+LOG_FOLLOWS = "; the last lines of "
+
 # The namespace of everything of ours in Ray.
 NAMESPACE = "local_vllm"
 
@@ -161,6 +164,11 @@ class EngineStatus:
     download: Download | None = None
     restarts: int = 0
     max_restarts: int = 0
+
+    @property
+    def reason(self) -> str:
+        """The detail without the lines of the log that may follow it."""
+        return self.detail.partition("\n")[0].partition(LOG_FOLLOWS)[0]
 
     @property
     def state_in_words(self) -> str:

@@ -22,6 +22,7 @@ FOLDER = "LOCAL_VLLM_MEMBERS"
 # Not the temporary folder of this process: on every node it is the same.
 _PARENT = Path("/tmp")
 _PREFIX = "lv-m-"
+_SEGMENTS = "shared-memory"
 # A folder in which nobody lives may be that of an engine which is about to start.
 SWEPT_AFTER_S = 3600.0
 _NAME_CHARACTERS = 40
@@ -124,7 +125,7 @@ def _waited_s(pid: int) -> float:
 def end(folder: Path, watched: Sequence[Member] = ()) -> None:
     """SIGKILL whoever is enlisted there, or was `watched`, and remove the folder and the shared memory that they leave."""
     those = {*members(folder), *watched}
-    segments = tree.mapped_shared_memory(member.pid for member in those)
+    segments = _noted_shared_memory(folder) | shared_memory_of(those)
     for member in those:
         if tree.start_time(member.pid) == member.started:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -132,13 +133,25 @@ def end(folder: Path, watched: Sequence[Member] = ()) -> None:
     deadline = time.monotonic() + 2
     while time.monotonic() < deadline and any(not seen.is_gone for seen in look(those)):
         time.sleep(0.02)
-    tree.remove_shared_memory({name for name in segments if is_vllms(name)})
+    tree.remove_shared_memory(segments)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def shared_memory_of(watched: Iterable[Member]) -> set[str]:
     """The segments that they map and that nobody but vLLM makes: those of its message queues."""
     return {name for name in tree.mapped_shared_memory(member.pid for member in watched) if is_vllms(name)}
+
+
+def note_shared_memory(folder: Path, watched: Iterable[Member]) -> None:
+    """Write down what they map now, for whoever ends them, or finds them dead."""
+    with contextlib.suppress(OSError):
+        (folder / _SEGMENTS).write_text("\n".join(sorted(shared_memory_of(watched))))
+
+
+def _noted_shared_memory(folder: Path) -> set[str]:
+    with contextlib.suppress(OSError):
+        return set((folder / _SEGMENTS).read_text().split())
+    return set()
 
 
 def is_vllms(segment: str) -> bool:
@@ -161,4 +174,4 @@ def sweep() -> None:
             status = folder.stat()
             old = time.time() - status.st_mtime > SWEPT_AFTER_S
             if old and status.st_uid == os.getuid() and not members(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                end(folder)

@@ -45,12 +45,12 @@ class Recovery:
             if restarts is None:
                 return await self._give_up(status.detail)
             self._restarts = restarts
-            await self._announce(status.detail)
+            await self._announce(status.reason)
             await asyncio.sleep(restarts.delay_s())
             status = await self._start_again()
 
     async def _announce(self, why: str) -> None:
-        self._tell(await self._engine.restarting(self._restarts.count, why.partition("\n")[0]))
+        self._tell(await self._engine.restarting(self._restarts.count, why))
 
     async def _give_up(self, why: str) -> None:
         await self._engine.give_up(f"given up after {self._restarts.count} restarts (max_restarts): {why}")

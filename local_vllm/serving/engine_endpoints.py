@@ -118,11 +118,10 @@ def endpoint_state(status: EngineStatus) -> Ready | NotReady:
     message = f"{status.server}: the engine is {status.state}"
     if status.state is EngineState.STARTING:
         return NotReady("starting", f"{message}: {status.detail}")
-    first_line = status.detail.partition("\n")[0]
     if status.state is EngineState.FAILED:
-        return NotReady("failed", f"{message}: {first_line}", retry_after_s=None)
+        return NotReady("failed", f"{message}: {status.reason}", retry_after_s=None)
     if status.state.is_lost or status.state is EngineState.RESTARTING:
-        message = f"{status.server}: the engine is {status.state_in_words}: {first_line}"
+        message = f"{status.server}: the engine is {status.state_in_words}: {status.reason}"
         return NotReady(str(status.state), message, RETRY_AFTER_S, passes=True)
     return NotReady(str(status.state), message)
 

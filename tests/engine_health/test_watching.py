@@ -199,6 +199,27 @@ def test_a_ray_actor_that_is_gone_while_its_engine_goes_on_starting_is_told_of(
     assert str(here.lost_while_starting()) == f"ray::RayWorkerProc (pid {started[0].pid})"
 
 
+def test_shared_memory_of_members_that_died_with_their_watcher_is_removed_later(tmp_path: Path) -> None:
+    """The names are kept beside the members: nobody maps the segment any more when it is found."""
+    folder = tmp_path / "members"
+    program = (
+        "import time; from multiprocessing import resource_tracker, shared_memory as m\n"
+        "from local_vllm.processes.members import enlist\n"
+        "kept = m.SharedMemory(create=True, size=64); resource_tracker.unregister(kept._name, 'shared_memory')\n"
+        "enlist(); print(kept.name, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | {members.FOLDER: str(folder)}, stdout=subprocess.PIPE
+    )
+    segment = Path("/dev/shm") / process.stdout.readline().decode().strip()
+    NodeWatch(folder).settle()
+    process.kill()
+    process.wait()
+    assert segment.exists()
+    members.end(folder)
+    assert not segment.exists()
+
+
 def test_a_process_that_has_the_pid_of_a_member_is_not_the_member(tmp_path: Path) -> None:
     (tmp_path / f"{os.getpid()}-1").touch()
     assert members.members(tmp_path) == ()
