@@ -33,8 +33,9 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int, open_files
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus))),
-        # 4096 connections are not enough for rollouts beside clients that are idle. One takes two files.
-        "RAY_SERVE_HAPROXY_MAXCONN": str(max(512, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) // 2))),
+        # 4096 connections are not enough for rollouts beside clients that are idle. HAProxy asks for two files for each,
+        # and for a pipe to every fourth.
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max(512, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) * 2 // 5))),
         # An hour otherwise, in which a client that never ends its headers holds its connection. A client that waits
         # for an answer is silent for longer, and is not meant: HAProxy counts that time to the server.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
