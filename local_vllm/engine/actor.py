@@ -52,6 +52,7 @@ class EngineHost:
         self._begun = time.monotonic()
         self._changed = asyncio.Condition()
         self._guard: Guarded | None = None
+        self._port = 0
         self._log = LogReader(spec.log_path)
         self._coming_up = EngineState.RESTARTING if spec.restarts else EngineState.STARTING
         self._here = NodeWatch(spec.members)
