@@ -54,7 +54,7 @@ async def applications(
     joined = cluster.guard is None
     async with AsyncExitStack() as stack:
         async with tenant.serve() as share:
-            ingress = await in_thread(lambda: _ingress(config.settings, share, joined))
+            ingress = await in_thread(lambda: _allowed(_ingress(config.settings, share, joined), config.settings))
             deployed = _settled(ingress, share, deployment, record)
             # On a private cluster everything goes with the cluster.
             if joined:
@@ -84,7 +84,7 @@ def _ingress(settings: GlobalSettings, share: ServeShare, joined: bool) -> Ingre
     if not joined or not share.is_ours:
         return Ingress(share.url, on_head=False) if share.url else stated_ingress(settings)
     head = head_node()
-    return _allowed(shared_ingress(share.url, head), settings) if share.url else own_ingress(settings, head)
+    return shared_ingress(share.url, head) if share.url else own_ingress(settings, head)
 
 
 def _allowed(ingress: Ingress, settings: GlobalSettings) -> Ingress:
