@@ -118,7 +118,7 @@ def step(vigil: Vigil, look: Look, stall_timeout_s: float | None) -> tuple[Vigil
     if why := _stalled(vigil, stall_timeout_s):
         return vigil, (GiveUp(why, stalled=True),)
     after_s = min(CANARY_AFTER_S, stall_timeout_s * CANARY_SHARE)
-    due = [rank for rank, of in enumerate(vigil.ranks) if of.quiet_s >= after_s and not of.canary_out and not of.sleeps]
+    due = [rank for rank, of in enumerate(vigil.ranks) if of.quiet_s >= after_s and not of.canary_out]
     ranks = tuple(replace(of, canary_out=of.canary_out or rank in due) for rank, of in enumerate(vigil.ranks))
     return replace(vigil, ranks=ranks), tuple(SendCanary(rank) for rank in due)
 
@@ -159,8 +159,8 @@ def _ended(vigil: Vigil, look: Look) -> str | None:
 
 def _stalled(vigil: Vigil, stall_timeout_s: float) -> str | None:
     for rank, of in enumerate(vigil.ranks):
-        # A request may have to wait for a reason of its own, such as its grammar: the canary is what counts then.
-        if of.canary_out and of.owing_s >= stall_timeout_s:
+        # A canary is out by then. A request may have to wait for a reason of its own, such as its grammar.
+        if of.owing_s >= stall_timeout_s:
             return f"rank {rank} has generated nothing for {of.owing_s:.0f} s, though it was asked to"
     if vigil.idle_silent_s >= stall_timeout_s:
         return f"its API server has not answered for {vigil.idle_silent_s:.0f} s, and nothing of it computes"

@@ -92,6 +92,8 @@ def test_an_idle_rank_is_asked_for_a_token_now_and_then_and_one_that_answers_liv
 
 
 def test_an_idle_rank_whose_token_does_not_come_has_stalled() -> None:
+    _, done = watch(seconds(ALIVE, 100))
+    assert done[:-1] == [SendCanary(0)], "it is asked once"
     passed_s, lost = given_up(seconds(ALIVE, 100))
     assert lost.stalled
     assert "rank 0 has generated nothing for 30 s" in lost.why
