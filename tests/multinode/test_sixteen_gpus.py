@@ -1,12 +1,10 @@
 """The sample topologies on two nodes of eight GPUs, under a head that has none: those of `scripts/topologies` that fit.
 
-LOCAL_VLLM_SAMPLES=all takes all of them, which is long on few cores (scripts/sample-topologies); else it is the one
-whose engine takes all sixteen GPUs.
+Long on few cores: scripts/sample-topologies runs them. tests/multinode/test_several_nodes.py has smaller ones.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 
 import pytest
@@ -15,9 +13,8 @@ from several_nodes import Engine, SeveralNodes, check_answers, check_network, ch
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
-LARGEST = "2-nodes-tp16-span"
 SAMPLES = {
-    LARGEST: {"whole": Engine(1, 16, 1, "span", (8, 8))},
+    "2-nodes-tp16-span": {"whole": Engine(1, 16, 1, "span", (8, 8))},
     "2-nodes-dp2-tp8": {"whole": Engine(2, 8, 1, "strict", (8, 8))},
     "2-nodes-two-tp8": {name: Engine(1, 8, 1, "strict", (8,)) for name in ("left", "right")},
     "1-node-tp8": {"whole": Engine(1, 8, 1, "strict", (8,))},
@@ -32,7 +29,7 @@ def cluster() -> Iterator[NamespaceCluster]:
         yield up
 
 
-@pytest.fixture(scope="module", params=SAMPLES if os.environ.get("LOCAL_VLLM_SAMPLES") == "all" else [LARGEST])
+@pytest.fixture(scope="module", params=SAMPLES)
 def nodes(
     request: pytest.FixtureRequest, cluster: NamespaceCluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SeveralNodes]:

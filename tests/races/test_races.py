@@ -1,7 +1,7 @@
 """Runs that share one Ray cluster: started at the same moment, side by side, one leaving before the other.
 
-How often they race is set by LOCAL_VLLM_RACES (with a stand-in engine) and LOCAL_VLLM_REAL_RACES; scripts/races
-takes the full numbers.
+The engine is a stand-in. How often they race is set by LOCAL_VLLM_RACES; scripts/races takes the full numbers, and
+races with real engines as well.
 """
 
 from __future__ import annotations
@@ -14,53 +14,19 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from engine_answers import SERVER, check_text
 from joined_ray import JoinedRay, joined_ray
 from ng_run_process import READY, NgRun, until
-
-from local_vllm.cluster.machine import free_ports
+from racing_runs import racers, wait
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 STAND_IN = Path(__file__).parent / "stand_in"
 RACES = int(os.environ.get("LOCAL_VLLM_RACES", "1"))
-REAL_RACES = int(os.environ.get("LOCAL_VLLM_REAL_RACES", "1"))
-SETTLED_WITHIN_S = 240
-
-
-@contextmanager
-def racers(
-    cluster: JoinedRay, folder: Path, size: int, names: Sequence[str] = ("left", "right"), *more: str
-) -> Iterator[list[NgRun]]:
-    """One run for each name, with an engine of TP=`size`, all started at once; ended in any case."""
-    runs = []
-    # All ask for the same port: Serve has one, and the first to start it decides.
-    port = free_ports(1)[0]
-    with ExitStack() as stack:
-        for name in names:
-            home = folder / name
-            home.mkdir(parents=True)
-            (home / "server.yaml").write_text(SERVER.format(name=name, key="dummy", size=size))
-            words = ["+config_paths=[server.yaml]", f"++http_port={port}", f"++ray_address={cluster.address}", *more]
-            run = NgRun(words, home, environment=cluster.environment)
-            run.port = port
-            stack.callback(run.end)
-            runs.append(run)
-        yield runs
-
-
-def settled(run: NgRun) -> bool:
-    run.processes()
-    return READY in run.text() or run.process.poll() is not None
-
-
-def wait(runs: Sequence[NgRun]) -> None:
-    assert until(lambda: all(map(settled, runs)), SETTLED_WITHIN_S), "\n".join(run.text() for run in runs)
 
 
 def gpus_of(run: NgRun) -> dict[str, int]:
@@ -193,16 +159,3 @@ def test_a_killed_run_gives_its_gpus_and_names_back_to_the_cluster(stand_in_clus
         run.process.wait(5)
         assert until(lambda: stand_in_cluster.gpus_free() == 4, 30)
         assert until(lambda: stand_in_cluster.named_actors() == "[]", 60), stand_in_cluster.named_actors()
-
-
-@pytest.mark.parametrize("race", range(REAL_RACES))
-def test_real_engines_that_race_for_a_cluster_both_answer(tmp_path: Path, race: int) -> None:
-    with joined_ray(2) as cluster:
-        with racers(cluster, tmp_path, size=1) as runs:
-            wait(runs)
-            for run, name in zip(runs, ("left", "right"), strict=True):
-                assert READY in run.text(), run.text()
-                check_text(run.client(name))
-            assert cluster.gpus_free() == 0
-            assert [run.stop() for run in runs] == [0, 0]
-        assert cluster.gpus_free() == 2
