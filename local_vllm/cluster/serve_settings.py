@@ -54,10 +54,14 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int, open_files
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + 500),
         # A machine that is busy with an engine's start may need more than three attempts at a replica.
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "20",
+        # Three failed checks and a start: how long nobody listens when HAProxy, or what starts it, has been killed.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # Stopping replicas would otherwise sleep for half a minute.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+        # Whenever a replica comes or goes HAProxy rereads its configuration, and what is in flight stays with the old
+        # process: it must live as long as an answer may take. Serve ends it by itself when it stops.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "14400",
     }
 
 

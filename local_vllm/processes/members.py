@@ -167,6 +167,12 @@ def end_earlier(folder: Path) -> None:
             end(other)
 
 
+def end_run(run_id: str) -> None:
+    """`end` for all engines of a run on this node; nothing happens where they have ended well."""
+    for folder in _PARENT.glob(f"{_PREFIX}{run_id}-*"):
+        end(folder)
+
+
 def sweep() -> None:
     """Remove the folders of this user in which nobody has lived for an hour."""
     for folder in _PARENT.glob(f"{_PREFIX}*"):

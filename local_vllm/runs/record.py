@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from local_vllm.plan.cluster import Cluster
 from local_vllm.plan.placement import Placement
+from local_vllm.processes import members
 from local_vllm.processes.tree import start_time
 
 # Logs of ended runs that are kept.
@@ -140,7 +141,8 @@ def write(record: RunRecord) -> None:
 
 
 def forget(record: RunRecord) -> None:
-    """Remove the volatile folder and the record of a run that is over."""
+    """Remove the volatile folder and the record of a run that is over, and what its engines have left here."""
+    members.end_run(record.run_id)
     shutil.rmtree(record.volatile, ignore_errors=True)
     _path(record.run_id).unlink(missing_ok=True)
 

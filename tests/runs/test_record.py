@@ -12,6 +12,8 @@ import pytest
 from local_vllm.plan.cluster import Cluster, Holding, Node
 from local_vllm.plan.placement import plan_placements
 from local_vllm.plan.topology import PackStrategy, Topology
+from local_vllm.processes import members
+from local_vllm.processes.tree import start_time
 from local_vllm.runs import record as records
 
 
@@ -51,6 +53,20 @@ def test_the_sweep_takes_the_dead_run_and_leaves_the_living() -> None:
         assert records.records() == [alive]
         assert Path(alive.volatile).is_dir()
         assert not Path(dead.volatile).exists()
+
+
+def test_the_sweep_ends_what_the_engines_of_a_dead_run_have_left() -> None:
+    left, ended = subprocess.Popen(["sleep", "600"]), subprocess.Popen(["true"])
+    ended.wait()
+    with records.run_record() as alive:
+        dead = replace(alive, run_id=f"dead{left.pid}", pid=ended.pid, volatile=alive.volatile + "-dead")
+        folder = members.folder_of(dead.run_id, "policy_model", 3)
+        folder.mkdir()
+        (folder / f"{left.pid}-{start_time(left.pid)}").touch()
+        records.write(dead)
+        records.sweep()
+    assert left.wait(5) == -9
+    assert not folder.exists()
 
 
 def test_a_pid_that_was_given_to_another_process_is_a_dead_run() -> None:
