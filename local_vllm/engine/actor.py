@@ -1,4 +1,4 @@
-"""The Ray actor that hosts one launch of an engine on the node of data-parallel rank 0: starts it, watches it, tells of it.
+"""The Ray actor that hosts one launch of an engine on the node of data-parallel rank 0: starts, watches, tells.
 
 It owns the guard of `vllm serve`, so the engine ends with it. What the state means to requests is left to serving/,
 and starting an engine again that was lost, by another such actor, to the run.

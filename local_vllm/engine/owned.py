@@ -65,7 +65,8 @@ class OwnedEngine:
                 self.actor = await asyncio.to_thread(_new_actor, spec, anywhere)
             except ValueError as error:
                 if time.monotonic() > deadline:
-                    raise RunError(f"the name {spec.server} did not come free within {NAME_FREE_WITHIN_S:.0f} s") from error
+                    late = f"the name {spec.server} did not come free within {NAME_FREE_WITHIN_S:.0f} s"
+                    raise RunError(late) from error
                 await asyncio.sleep(LOOK_AGAIN_S)
             else:
                 break

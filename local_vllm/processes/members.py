@@ -123,7 +123,7 @@ def _waited_s(pid: int) -> float:
 
 
 def end(folder: Path, watched: Sequence[Member] = ()) -> None:
-    """SIGKILL whoever is enlisted there, or was `watched`, and remove the folder and the shared memory that they leave."""
+    """SIGKILL whoever is enlisted there, or was `watched`; remove the folder, and the shared memory that they leave."""
     those = {*members(folder), *watched}
     segments = _noted_shared_memory(folder) | shared_memory_of(those)
     for member in those:

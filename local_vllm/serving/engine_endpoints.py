@@ -130,7 +130,8 @@ def _gone(server: str, before: Ready | NotReady) -> NotReady:
     """The engine's actor is dead. An engine that was well is started again by its run."""
     if isinstance(before, NotReady) and not before.passes:
         return replace(before, message=f"{server}: the engine is gone")
-    return NotReady(str(EngineState.LOST), f"{server}: the engine is lost: the process that hosts it is gone", passes=True)
+    message = f"{server}: the engine is lost: the process that hosts it is gone"
+    return NotReady(str(EngineState.LOST), message, passes=True)
 
 
 def _lost(message: str, *, retry: bool = True) -> EngineUnavailable:

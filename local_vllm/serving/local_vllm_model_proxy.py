@@ -10,7 +10,7 @@ from local_vllm.serving.vllm_model import VLLMModel, patience
 
 
 class LocalVLLMModelProxy(VLLMModel):
-    """`source` says where the other server's engine is, and ends `calls` when it dies; `model` is that server's model."""
+    """`source` says where the other server's engine is, and ends `calls` when it dies; `model` is that server's."""
 
     def __init__(
         self,

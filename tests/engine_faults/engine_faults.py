@@ -75,10 +75,14 @@ class Cell:
     def row(self) -> str:
         answered = "" if self.answered_s is None else f"{max(0.0, self.answered_s):.2f} s"
         told = ", ".join(f"{count} x {code}" for code, count in self.endings.items())
-        return f"| {self.fault} | {self.load} | {self.noticed_s:.2f} s | {answered} | {self.recovered_s:.0f} s | {told} |"
+        noticed, recovered = f"{self.noticed_s:.2f} s", f"{self.recovered_s:.0f} s"
+        return f"| {self.fault} | {self.load} | {noticed} | {answered} | {recovered} | {told} |"
 
 
-HEADING = "| fault | load | noticed | answered after that | generates again | requests ended with |\n|---|---|---|---|---|---|"
+HEADING = (
+    "| fault | load | noticed | answered after that | generates again | requests ended with |\n"
+    "|---|---|---|---|---|---|"
+)
 
 
 @dataclass
@@ -129,7 +133,8 @@ class Clients:
         self._session = session
 
     async def health(self, server: str = FAULTY) -> tuple[int, str]:
-        async with self._session.get(f"{self.run.url}/{server}/health", timeout=aiohttp.ClientTimeout(total=5)) as answer:
+        soon = aiohttp.ClientTimeout(total=5)
+        async with self._session.get(f"{self.run.url}/{server}/health", timeout=soon) as answer:
             body = await answer.json()
             return answer.status, body.get("status") or body["error"]["message"]
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from engine_answers import check_text
 from engine_faults import (
     FAULTY,
     HEADING,
+    LONG,
     STEADY,
     Cell,
     Clients,
@@ -23,11 +25,15 @@ from engine_faults import (
     two_engines,
 )
 from ng_run_process import GONE_WITHIN_S, NgRun, until
+from openai import OpenAIError
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 NOTICED_WITHIN_S = 5.0
 ANSWERED_WITHIN_S = 1.0
+# On two cores that engines want too.
+REPLICA_WITHIN_S = 30.0
+HAPROXY_WITHIN_S = 60.0
 LOST = "503 engine_lost and Retry-After"
 # A stream that had not begun yet is answered like any other request.
 ENDINGS = {"idle": set(), "32 in flight": {LOST}, "streaming": {LOST, "response.failed"}}
@@ -95,6 +101,46 @@ async def _full_load(run: NgRun, seconds: float) -> Counter[str]:
     async with clients(run) as asking:
         await asyncio.gather(*(ask(asking, number) for number in range(48)))
     return endings
+
+
+async def _stream_while(run: NgRun, server: str, act: Callable[[], None]) -> tuple[str, float]:
+    """How a long stream ended during which something happened, and how long after that."""
+    async with clients(run) as asking:
+        streaming = asyncio.create_task(asking.ask(server, LONG | {"stream": True}))
+        await asyncio.sleep(3)
+        acted = time.monotonic()
+        act()
+        ending = await streaming
+    return ending.code, ending.at - acted
+
+
+def test_a_stream_outlives_the_loss_of_another_servers_replica(run: NgRun) -> None:
+    """HAProxy rereads its configuration then; what is in flight stays with its old process for as long as it takes."""
+    run.keep_a_cpu_free_of_engines()
+    (replica,) = run.named(f"ray::ServeReplica:{FAULTY}")
+    code, after_s = asyncio.run(_stream_while(run, STEADY, replica.kill))
+    assert code == "completed"
+    assert after_s > 6, "shorter than what would show it"
+    assert until(lambda: _answers(run, FAULTY), REPLICA_WITHIN_S)
+
+
+@pytest.mark.parametrize("which", ["bin/haproxy", "ray::HAProxyManager"])
+def test_requests_are_answered_again_after_haproxy_was_killed_and_engines_do_not_notice(run: NgRun, which: str) -> None:
+    engines = {process.pid for process in run.named("RayWorkerProc")}
+    for process in run.named(which):
+        process.kill()
+    killed = time.monotonic()
+    assert until(lambda: _answers(run, STEADY), HAPROXY_WITHIN_S)
+    print(f"{which} killed: answered again after {time.monotonic() - killed:.1f} s")
+    assert {process.pid for process in run.named("RayWorkerProc")} == engines
+
+
+def _answers(run: NgRun, server: str) -> bool:
+    try:
+        check_text(run.client(server))
+    except OpenAIError:
+        return False
+    return True
 
 
 def test_no_gpu_and_no_placement_group_is_lost_over_the_restarts(run: NgRun) -> None:

@@ -43,7 +43,9 @@ def health(nodes: SeveralNodes) -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
-def test_an_engine_that_loses_a_node_is_started_again_on_another(nodes: SeveralNodes, cluster: NamespaceCluster) -> None:
+def test_an_engine_that_loses_a_node_is_started_again_on_another(
+    nodes: SeveralNodes, cluster: NamespaceCluster
+) -> None:
     master, other = addresses(nodes)
     lost = next(node for node in cluster.nodes.values() if node.address == other)
     lost.run("ip", "link", "set", lost.interface, "down")

@@ -1,4 +1,4 @@
-"""When an engine of a run is started again, where, and when it is given up. Its actor and the cluster are stood in for."""
+"""When an engine of a run is started again, where, and when it is given up; actor and cluster are stood in for."""
 
 from __future__ import annotations
 
