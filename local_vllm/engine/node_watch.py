@@ -44,7 +44,7 @@ class NodeWatch:
 
     def settle(self) -> tuple[Member, ...]:
         """From now on these are watched: whoever lives now, and not what served the start alone."""
-        self._members = members.members(self._folder)
+        self._members = tuple(each for each in members.members(self._folder) if each.name != members.HELPER)
         members.note_shared_memory(self._folder, self._members)
         return self._members
 

@@ -26,6 +26,8 @@ _SEGMENTS = "shared-memory"
 # A folder in which nobody lives may be that of an engine which is about to start.
 SWEPT_AFTER_S = 3600.0
 _NAME_CHARACTERS = 40
+HELPER = "a helper process"
+"""The name of what Python's multiprocessing has started and that has taken no title: it may come and go."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -90,6 +92,8 @@ def members(folder: Path) -> tuple[Member, ...]:
 def _name(pid: int) -> str:
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        if any("multiprocessing" in word for word in words):
+            return HELPER
         title = words[0].strip()
         if "::" in title:
             return title.partition(".")[0][:_NAME_CHARACTERS]

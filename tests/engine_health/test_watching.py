@@ -220,6 +220,20 @@ def test_shared_memory_of_members_that_died_with_their_watcher_is_removed_later(
     assert not segment.exists()
 
 
+def test_a_helper_of_multiprocessing_may_come_and_go(tmp_path: Path) -> None:
+    program = "from multiprocessing.spawn import spawn_main; import time; time.sleep(600)"
+    helper = subprocess.Popen([sys.executable, "-c", program])
+    other = subprocess.Popen(["sleep", "600"])
+    for process in (helper, other):
+        (tmp_path / f"{process.pid}-{start_time(process.pid)}").touch()
+    try:
+        assert {member.pid for member in members.members(tmp_path)} == {helper.pid, other.pid}
+        assert [member.pid for member in NodeWatch(tmp_path).settle()] == [other.pid]
+    finally:
+        helper.kill()
+        other.kill()
+
+
 def test_a_process_that_has_the_pid_of_a_member_is_not_the_member(tmp_path: Path) -> None:
     (tmp_path / f"{os.getpid()}-1").touch()
     assert members.members(tmp_path) == ()
