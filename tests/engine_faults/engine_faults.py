@@ -224,10 +224,13 @@ def left_of_earlier_launches(run: NgRun) -> list[str]:
     return [str(folder) for folder in folders[:-1]]
 
 
-def loads_of_the_short_form() -> list[tuple[str, str]]:
-    """Each fault once, the loads in turn, and no fault of the busiest kind left out."""
-    chosen = ("32 in flight", "streaming", "streaming", "32 in flight", "32 in flight", "streaming", "idle")
-    return list(zip(FAULTS, chosen, strict=True))
+def short_form() -> list[tuple[str, str]]:
+    """A process that is gone, one that is stopped, and the one that watches: each start after it takes a minute."""
+    return [
+        ("worker killed", "32 in flight"),
+        ("API server stopped", "streaming"),
+        ("engine's Ray actor killed", "idle"),
+    ]
 
 
 def whole_form() -> list[tuple[str, str]]:
@@ -236,4 +239,4 @@ def whole_form() -> list[tuple[str, str]]:
 
 def cells_asked_for() -> list[tuple[str, str]]:
     """All of them when the environment says so, as scripts/fault-matrix does."""
-    return whole_form() if os.environ.get("LOCAL_VLLM_FAULT_MATRIX") == "whole" else loads_of_the_short_form()
+    return whole_form() if os.environ.get("LOCAL_VLLM_FAULT_MATRIX") == "whole" else short_form()

@@ -81,7 +81,7 @@ def test_an_engine_under_full_load_and_long_prompts_is_not_taken_for_dead(run: N
     """Its workers may have every CPU, so that its API server is starved; and it has 30 s to make progress."""
     run.leave_all_cpus_to_engines()
     before = run.record()["servers"][0]
-    endings = asyncio.run(_full_load(run, seconds=75.0))
+    endings = asyncio.run(_full_load(run, seconds=45.0))
     after = run.record()["servers"][0]
     assert (after["state"], after["restarts"]) == ("healthy", before["restarts"])
     assert set(endings) == {"completed"}, endings
