@@ -89,7 +89,7 @@ def test_an_engine_under_full_load_and_long_prompts_is_not_taken_for_dead(run: N
 
 async def _full_load(run: NgRun, seconds: float) -> Counter[str]:
     """More requests at a time than the engine takes, half of them long prompts, for so long."""
-    prompts = [{"input": "REPEAT:300"}, {"input": "ECHO:" + "a long prompt " * 500, "max_output_tokens": 4}]
+    prompts = [{"input": "REPEAT:300"}, {"input": "ECHO:" + "a long prompt " * 200, "max_output_tokens": 4}]
     endings: Counter[str] = Counter()
 
     async def ask(asking: Clients, number: int) -> None:
