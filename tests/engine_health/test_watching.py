@@ -208,8 +208,12 @@ def test_shared_memory_of_members_that_died_with_their_watcher_is_removed_later(
         "kept = m.SharedMemory(create=True, size=64); resource_tracker.unregister(kept._name, 'shared_memory')\n"
         "enlist(); print(kept.name, flush=True); time.sleep(600)"
     )
+    # On a command line the program would look like a helper of multiprocessing.
+    (tmp_path / "member.py").write_text(program)
     process = subprocess.Popen(
-        [sys.executable, "-c", program], env=os.environ | {members.FOLDER: str(folder)}, stdout=subprocess.PIPE
+        [sys.executable, tmp_path / "member.py"],
+        env=os.environ | {members.FOLDER: str(folder)},
+        stdout=subprocess.PIPE,
     )
     segment = Path("/dev/shm") / process.stdout.readline().decode().strip()
     NodeWatch(folder).settle()
