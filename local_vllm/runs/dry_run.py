@@ -28,7 +28,8 @@ from local_vllm.runs.record import ServerRecord, state_folder
 from local_vllm.runs.server_records import server_records, server_url
 from local_vllm.runs.shell_text import shell_text
 
-RUN = "<date>-<time>-<run>"
+RUN = "<run>"
+LOGS = f"<date>-<time>-{RUN}"
 PORT = "<free port>"
 GENERATED_KEY = "<generated key>"
 
@@ -115,7 +116,7 @@ def _notes(specs: Sequence[EngineSpec], picture: Picture) -> Iterator[str]:
 
 def shown_specs(config: RunConfig, picture: Picture, placements: Sequence[Placement]) -> list[EngineSpec]:
     """The specs of a launch, with a word in place of each secret."""
-    specs = engine_specs(config, placements, RUN, state_folder() / "logs" / RUN)
+    specs = engine_specs(config, placements, RUN, state_folder() / "logs" / LOGS)
     return [_shown(spec, server, picture) for spec, server in zip(specs, local_servers(config), strict=True)]
 
 
