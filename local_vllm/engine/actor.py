@@ -14,7 +14,6 @@ import shutil
 import time
 from collections.abc import Awaitable
 from dataclasses import replace
-from pathlib import Path
 
 import aiohttp
 import ray

@@ -24,6 +24,9 @@ _KEPT_RAY_VARIABLES = ("RAY_AUTH_", "RAY_TLS_", "RAY_USE_TLS")
 # With one data-parallel rank vLLM would take these from the shell of whoever started Ray.
 _NOT_INHERITED = ("VLLM_DP_SIZE", "VLLM_DP_RANK", "VLLM_DP_RANK_LOCAL", "VLLM_DP_MASTER_PORT")
 _NEVER_S = "31536000"
+# The longest path that Linux takes for a socket; vLLM calls its own by a UUID.
+_SOCKET_PATH_CHARACTERS = 107
+_SOCKET_NAME_CHARACTERS = 1 + 36
 # The CPU distribution is not called `vllm`, and its `vllm serve` looks that name up and fails.
 _MODULES: Mapping[EngineKind, tuple[str, ...]] = {
     "gpu": ("vllm.entrypoints.cli.main", "serve"),
@@ -111,6 +114,7 @@ def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "VLLM_NO_USAGE_STATS": "1",
         FOLDER: str(spec.members),
+        **_sockets_in(spec.members),
         **for_an_engine(spec.hub_variables),
     }
     if spec.hf_token:
@@ -124,6 +128,12 @@ def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         ours |= cpu_flags.ENVIRONMENT
     configured = dict(spec.vllm_serve_env_vars)
     return ours | placement_env(spec.placement) | configured | worker_variables(configured, site.environment)
+
+
+def _sockets_in(folder: Path) -> dict[str, str]:
+    """Have vLLM's own sockets go with the folder: processes that are killed leave them behind."""
+    fits = len(str(folder)) + _SOCKET_NAME_CHARACTERS <= _SOCKET_PATH_CHARACTERS
+    return {"VLLM_RPC_BASE_PATH": str(folder)} if fits else {}
 
 
 def _is_inherited(name: str, value: str) -> bool:

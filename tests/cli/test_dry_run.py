@@ -376,7 +376,8 @@ def test_the_launch_runs_what_a_dry_run_shows(dry: Dry, tmp_path: Path, kind: st
         executed = serve_command(launched, site)
         assert words[words.index(shown.model) :] == executed[executed.index(shown.model) :]
         variables = our_environment(shown, foreseen) | {"RAY_ADDRESS": "10.0.0.1:6379", "PATH": "/bin"}
-        variables |= {name: secrets[name] for name in secrets if name in variables} | {FOLDER: str(launched.members)}
+        variables |= {name: secrets[name] for name in secrets if name in variables}
+        variables |= dict.fromkeys((FOLDER, "VLLM_RPC_BASE_PATH"), str(launched.members))
         assert variables == serve_environment(launched, site)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,3 +147,13 @@ def test_the_tail_of_a_log_has_only_this_launch_and_no_noise(tmp_path: Path) -> 
     with log.open("a") as more:
         more.write("ValueError: no such parser\n\nINFO:     Application startup complete.\nRoute: /health, Methods: GET\n")
     assert reader.tail() == "ValueError: no such parser"
+
+
+@pytest.mark.parametrize(("server", "are_in_the_folder"), [("policy_model", True), ("p" * 80, False)])
+def test_vllms_sockets_are_in_the_folder_of_its_processes_where_their_paths_can_be_so_long(
+    server: str, are_in_the_folder: bool
+) -> None:
+    of = spec(server=server)
+    told = serve_environment(of, site()).get("VLLM_RPC_BASE_PATH")
+    assert told == (str(of.members) if are_in_the_folder else None)
+    assert not are_in_the_folder or len(f"{told}/{uuid.uuid4()}") <= 107

@@ -4,14 +4,18 @@ shared by all tests of this folder. Nearly all of them speak to the first one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from engine_answers import SERVER
 from ng_run_process import KEY, NgRun, running
 
 # What Codex sends before the first word of its user is longer than the context of the other tests' engines.
-CONTEXT = "++policy_model.responses_api_models.local_vllm_model.vllm_serve_kwargs.max_model_len=16384"
+POLICY = "++policy_model.responses_api_models.local_vllm_model.vllm_serve_kwargs"
+CONTEXT = f"{POLICY}.max_model_len=16384"
+PACE = f"{POLICY}.logits_processors=[paced_engine:Pace]"
 ENVIRONMENTS = ("simple_weather", "example_multi_step", "multineedle", "equivalence_llm_judge", "simple_task")
 # The default model says what it is told to: the row, in its expected answer, tells the judge its verdict.
 JUDGE = "++equivalence_llm_judge.equivalence_llm_judge.judge_"
@@ -30,6 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
         f"resources_servers/{name}/configs/{'simple' if name == 'simple_task' else name}.yaml" for name in ENVIRONMENTS
     )
     configs = ",".join(("policy_model.yaml", "judge_model.yaml", *environments))
-    with running(folder, f"+config_paths=[{configs}]", CONTEXT, *VERDICT_OF_THE_ROW) as started:
+    words = [f"+config_paths=[{configs}]", CONTEXT, PACE, *VERDICT_OF_THE_ROW]
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    with running(folder, *words, environment={"PYTHONPATH": paths}) as started:
         started.keep_a_cpu_free_of_engines()
         yield started

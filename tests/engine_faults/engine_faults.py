@@ -27,7 +27,8 @@ FAULTY, STEADY = "faulty", "steady"
 REQUESTS = 32
 # What a request makes of the default model: more than it can say before the fault.
 LONG = {"model": "any", "input": "REPEAT:3500", "max_output_tokens": 6000}
-SETTLES_S = 4.0
+SETTLES_S = 2.0
+BEGINS_WITHIN_S = 60.0
 BACK_WITHIN_S = 400.0
 LOADS = ("idle", f"{REQUESTS} in flight", "streaming")
 
@@ -130,6 +131,8 @@ class Clients:
 
     def __init__(self, run: NgRun, session: aiohttp.ClientSession) -> None:
         self.run = run
+        self.begun = 0
+        """How many answers of `faulty` have begun: a stream does with its engine's first token."""
         self._session = session
 
     async def health(self, server: str = FAULTY) -> tuple[int, str]:
@@ -140,6 +143,7 @@ class Clients:
 
     async def ask(self, server: str, body: Mapping[str, object]) -> Ending:
         async with self._session.post(f"{self.run.url}/{server}/v1/responses", json=body) as answer:
+            self.begun += server == FAULTY
             text = await answer.text()
             return Ending(time.monotonic(), _code(answer.status, text), answer.headers.get("retry-after"))
 
@@ -178,7 +182,9 @@ async def hurt(clients: Clients, name: str, load: str) -> Cell:
     body = LONG | {"stream": load == "streaming"}
     requests = 0 if load == "idle" else REQUESTS
     asking = [asyncio.create_task(clients.ask(FAULTY, body)) for _ in range(requests)]
-    await asyncio.sleep(SETTLES_S if requests else 1)
+    if load == "streaming":
+        await _until_one_has_begun(clients)
+    await asyncio.sleep(SETTLES_S)
     assert not any(task.done() for task in asking), [task.result() for task in asking if task.done()]
     process = process_of(run, fault)
     begun = time.monotonic()
@@ -196,6 +202,12 @@ async def hurt(clients: Clients, name: str, load: str) -> Cell:
         endings=Counter(f"{each.code}{' and Retry-After' if each.retry_after else ''}" for each in endings),
         state=state,
     )
+
+
+async def _until_one_has_begun(clients: Clients) -> None:
+    async with asyncio.timeout(BEGINS_WITHIN_S):
+        while not clients.begun:
+            await asyncio.sleep(0.05)
 
 
 async def _until_noticed(clients: Clients, begun: float) -> str:

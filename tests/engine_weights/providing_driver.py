@@ -16,6 +16,8 @@ from local_vllm.errors import EngineStartError
 from local_vllm.plan.placement import Placement, RankPlacement, Slot
 from local_vllm.plan.topology import PackStrategy, Topology
 
+BEGINS_WITHIN_S = 60
+
 
 def spec(model: str, hf_home: str, endpoint: str, nodes: list[str]) -> EngineSpec:
     """An engine with a rank on each of the nodes."""
@@ -42,11 +44,14 @@ def spec(model: str, hf_home: str, endpoint: str, nodes: list[str]) -> EngineSpe
     )
 
 
-async def provide(of: EngineSpec) -> dict:
+async def provide(of: EngineSpec, begun: asyncio.Event | None = None) -> dict:
+    """`begun` is set when the first bytes are there."""
     told: list[tuple[str, int, int]] = []
 
     async def tell(detail: str, download: Download | None) -> None:
         told.append((detail, download.bytes_done if download else 0, download.bytes_total if download else 0))
+        if begun and download and download.bytes_done:
+            begun.set()
 
     try:
         folder, _ = await provide_weights(of, tell)
@@ -55,13 +60,14 @@ async def provide(of: EngineSpec) -> dict:
         return {"error": str(error)}
 
 
-async def cancel_after(of: EngineSpec, seconds: float) -> dict:
-    task = asyncio.create_task(provide(of))
-    await asyncio.sleep(seconds)
-    begun = time.monotonic()
+async def cancel_when_begun(of: EngineSpec) -> dict:
+    begun = asyncio.Event()
+    task = asyncio.create_task(provide(of, begun))
+    await asyncio.wait_for(begun.wait(), BEGINS_WITHIN_S)
+    asked = time.monotonic()
     task.cancel()
     await asyncio.wait([task])
-    return {"cancelled": task.cancelled(), "took_s": time.monotonic() - begun}
+    return {"cancelled": task.cancelled(), "took_s": time.monotonic() - asked}
 
 
 @ray.remote(num_cpus=0)
@@ -77,12 +83,12 @@ def main() -> None:
     owner = None
     for line in sys.stdin:
         order = json.loads(line)
-        what, seconds = order.pop("what"), order.pop("seconds", 0)
+        what = order.pop("what")
         answer: dict = {}
         if what == "provide":
             answer = asyncio.run(provide(spec(**order)))
         elif what == "cancel":
-            answer = asyncio.run(cancel_after(spec(**order), seconds))
+            answer = asyncio.run(cancel_when_begun(spec(**order)))
         elif what == "own":
             owner = Owner.remote()
             owner.provide.remote(spec(**order))

@@ -38,8 +38,11 @@ HEAD = "head"
 RAY_PORT = 6399
 OBJECT_STORE_BYTES = 80 * 2**20
 LOGICAL_CPUS = 8
-UP_DEADLINE_S = 120.0
+UP_DEADLINE_S = 180.0
+# Ray gives up on a node that takes half a minute to start, as each of many would on the same few cores.
+AT_ONCE = 2
 GRACE_S = 5.0
+STARTED = "Ray runtime started"
 
 # Nobody is there: what goes through it fails.
 DEAD_PROXY = "http://10.255.255.1:9"
@@ -135,7 +138,10 @@ def namespace_cluster(gpus: Mapping[str, int]) -> Iterator[NamespaceCluster]:
         (folder / "ray_token").write_text(secrets.token_hex(32))
         nodes, here = stack.enter_context(_network(gpus))
         cluster = NamespaceCluster(nodes, here, folder)
-        guards = {name: stack.enter_context(_ray(cluster, node)) for name, node in _head_first(nodes)}
+        guards: dict[str, Guarded] = {}
+        for name, node in _head_first(nodes):
+            guards[name] = stack.enter_context(_ray(cluster, node))
+            _wait_until_started(cluster, guards, AT_ONCE)
         _wait_until_up(cluster, guards)
         yield cluster
 
@@ -219,14 +225,30 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def _wait_until_started(cluster: NamespaceCluster, guards: Mapping[str, Guarded], at_once: int) -> None:
+    """Return once fewer than `at_once` of the nodes are still starting; once the head has started, in any case."""
+    deadline = time.monotonic() + UP_DEADLINE_S
+    while time.monotonic() < deadline:
+        starting = [name for name in guards if STARTED not in _log_of_a_living(name, cluster, guards)]
+        if len(starting) < at_once and HEAD not in starting:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"Ray has not started on {', '.join(starting)} after {UP_DEADLINE_S:.0f} s")
+
+
+def _log_of_a_living(name: str, cluster: NamespaceCluster, guards: Mapping[str, Guarded]) -> str:
+    log = (cluster.folder / f"{name}.log").read_text(errors="replace")
+    assert guards[name].poll() is None, f"Ray has ended on {name}:\n{log}"
+    return log
+
+
 def _wait_until_up(cluster: NamespaceCluster, guards: Mapping[str, Guarded]) -> None:
     """Return once Ray knows every node by its address."""
     wanted = sorted(node.address for node in cluster.nodes.values())
     deadline, seen = time.monotonic() + UP_DEADLINE_S, "nothing"
     while time.monotonic() < deadline:
-        for name, guard in guards.items():
-            log = cluster.folder / f"{name}.log"
-            assert guard.poll() is None, f"Ray has ended on {name}:\n{log.read_text(errors='replace')}"
+        for name in guards:
+            _log_of_a_living(name, cluster, guards)
         # Ray itself would try for a minute to reach a head that is not there yet.
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             socket.create_connection((cluster.head.address, RAY_PORT), timeout=1).close()

@@ -86,7 +86,8 @@ def test_the_launched_process_has_the_command_line_and_the_variables_that_the_dr
     assert executed[1:] == [port if word == "<free port>" else word for word in words[1:]]
     folder = Path(record["logs"]).name
     told = {name: value.replace("<date>-<time>-<run>", folder) for name, value in variables.items()}
-    told["LOCAL_VLLM_MEMBERS"] = told["LOCAL_VLLM_MEMBERS"].replace("<run>", record["run_id"])
+    for name in ("LOCAL_VLLM_MEMBERS", "VLLM_RPC_BASE_PATH"):
+        told[name] = told[name].replace("<run>", record["run_id"])
     assert told.pop("VLLM_API_KEY") == "***"
     assert environment["VLLM_API_KEY"] == KEY
     told["VLLM_CONFIG_ROOT"] = told["VLLM_CONFIG_ROOT"].replace("/other/", "/state/")

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from joined_ray import JoinedRay, joined_ray
 from ng_run_process import READY, NgRun, until
-from racing_runs import racers, wait
+from racing_runs import SETTLED_WITHIN_S, racers, wait
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 

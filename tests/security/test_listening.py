@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import aiohttp
 import psutil
 import pytest
-from ng_run_process import NgRun, command_line, running
+from ng_run_process import NgRun, command_line, running, until
 
 from local_vllm.runs.session_secret import run_key
 
@@ -46,6 +46,7 @@ simple_agent:
 
 
 PATHS = ("/v1/responses", "/policy_model/v1/responses", "/simple_agent/run", "/simple_task/verify")
+LOOKS = 20
 once = pytest.mark.parametrize("run", ["127.0.0.1"], indirect=True)
 
 
@@ -102,27 +103,34 @@ def whose(process: psutil.Process, port: int, run: NgRun, variables: dict[str, s
 
 
 def variables_of(run: NgRun) -> dict[str, str]:
-    (haproxy,) = [process for process in run.processes() if process.name() == "haproxy"][:1]
-    return haproxy.environ()
-
-
-def connections(process: psutil.Process) -> list[Any]:
-    """None for a process that has just ended: HAProxy is another one after each change of its configuration."""
-    try:
-        return process.net_connections(kind="inet")
-    except psutil.NoSuchProcess:
-        return []
+    assert until(lambda: run.named("bin/haproxy"), 20)
+    return run.named("bin/haproxy")[0].environ()
 
 
 def listening(run: NgRun) -> set[Listening]:
-    variables = variables_of(run)
+    """What two looks found alike, a second apart: processes come and go, and for a moment a child is like its parent."""
+    seen: set[Listening] | None = None
+    for _ in range(LOOKS):
+        before, seen = seen, look(run)
+        if seen and seen == before:
+            return seen
+        time.sleep(1)
+    raise AssertionError(f"what listens changes all the time; the last time it was {seen}")
+
+
+def look(run: NgRun) -> set[Listening] | None:
+    """None when a process ended meanwhile."""
     processes = [*run.processes(), psutil.Process(run.process.pid)]
-    return {
-        Listening(whose(process, each.laddr.port, run, variables), not each.laddr.ip.startswith(("127.", "::1")))
-        for process in processes
-        for each in connections(process)
-        if each.status == psutil.CONN_LISTEN
-    }
+    try:
+        variables = variables_of(run)
+        return {
+            Listening(whose(process, each.laddr.port, run, variables), not each.laddr.ip.startswith(("127.", "::1")))
+            for process in processes
+            for each in process.net_connections(kind="inet")
+            if each.status == psutil.CONN_LISTEN
+        }
+    except psutil.NoSuchProcess:
+        return None
 
 
 def told() -> dict[str, str]:
