@@ -20,20 +20,11 @@ from local_vllm.environments.rows import Fields, encode, fields_of, read_row
 from local_vllm.environments.sessions import read_cookies, set_cookie
 from local_vllm.environments.timings import Timings
 from local_vllm.errors import RequestError, UpstreamError
-from local_vllm.serving.asgi import (
-    Limits,
-    Receive,
-    Request,
-    Routes,
-    Scope,
-    Send,
-    answer_http,
-    answer_lifespan,
-    refuse_websocket,
-)
+from local_vllm.serving.asgi import HTTPApplication, Routes, Send
 from local_vllm.serving.endpoints import NotReady
 from local_vllm.serving.neighbours import Neighbours
 from local_vllm.serving.replies import JSON, Reply, not_ready_reply
+from local_vllm.serving.requests import Limits, Receive, Request, Scope
 
 LIMITS = Limits()
 # Nobody asks for the answers of a rollout again by their ids.
@@ -52,7 +43,10 @@ class Agent:
         self.neighbours = neighbours
         self.model = neighbours.model(settings.model_server.name)
         self.environment: Environment = _environment(settings, neighbours)
-        self._routes: Routes = {
+        self._application = HTTPApplication(self._routes(), LIMITS, self._start, self._close)
+
+    def _routes(self) -> Routes:
+        return {
             "/run": {"POST": self._post_run},
             "/v1/responses": {"POST": self._post_responses},
             "/health": {"GET": self._get_health},
@@ -63,12 +57,7 @@ class Agent:
         raise NotImplementedError("an agent has to define drive")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await answer_http(self._routes, LIMITS, scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await answer_lifespan(self._start, self._close, receive, send)
-        else:
-            await refuse_websocket(receive, send)
+        await self._application(scope, receive, send)
 
     async def _start(self) -> None:
         await self.neighbours.start()

@@ -14,8 +14,9 @@ from local_vllm.environments.episodes import Episodes
 from local_vllm.environments.rows import RESPONSE, encode, read_row
 from local_vllm.environments.sessions import SessionTable, cookie_name, read_cookies, set_cookie
 from local_vllm.errors import EngineUnavailable, RequestError
-from local_vllm.serving.asgi import Handler, Request, Routes
+from local_vllm.serving.asgi import Handler, Routes
 from local_vllm.serving.replies import JSON, Headers, Reply
+from local_vllm.serving.requests import Request
 
 # The code of an answer which is text for the model about its own call.
 TOOL_ERROR = "tool_error"

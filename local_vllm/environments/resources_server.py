@@ -15,16 +15,9 @@ from local_vllm.environments.resources_http import ResourcesHttp
 from local_vllm.environments.rollout import Rollout, Verdict
 from local_vllm.environments.sessions import SessionTable
 from local_vllm.environments.tools import tools_of
-from local_vllm.serving.asgi import (
-    Limits,
-    Receive,
-    Scope,
-    Send,
-    answer_http,
-    answer_lifespan,
-    refuse_websocket,
-)
+from local_vllm.serving.asgi import HTTPApplication, Send
 from local_vllm.serving.neighbours import Neighbours
+from local_vllm.serving.requests import Limits, Receive, Scope
 
 LIMITS = Limits()
 
@@ -53,7 +46,8 @@ class ResourcesServer:
         self.neighbours = neighbours
         self.episodes = Episodes(self)
         self.sessions = SessionTable(self.max_sessions, self.session_idle_s, type(self).Session)
-        self._http = ResourcesHttp(name, self.episodes, self.sessions if self._has_sessions else None)
+        http = ResourcesHttp(name, self.episodes, self.sessions if self._has_sessions else None)
+        self._application = HTTPApplication(http.routes, LIMITS, self._start, self._close)
 
     @classmethod
     def check(cls) -> None:
@@ -81,12 +75,7 @@ class ResourcesServer:
         return is_seeded or kind.Session is not dict or self.episodes.tools_take_sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await answer_http(self._http.routes, LIMITS, scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await answer_lifespan(self._start, self._close, receive, send)
-        else:
-            await refuse_websocket(receive, send)
+        await self._application(scope, receive, send)
 
     async def _start(self) -> None:
         await self.neighbours.start()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from local_vllm.config.client_keys import ClientKeys, keys_in
 from local_vllm.protocol.errors import ErrorFields, error_body
-from local_vllm.serving.asgi import Application, Receive, Scope, Send, path_below_root, send_whole
+from local_vllm.serving.asgi import Application, Send, path_below_root, send_whole
 from local_vllm.serving.replies import JSON, Reply, logger
+from local_vllm.serving.requests import Receive, Scope
 
 # A key that was taken out of its file opens nothing any more after this time.
 LOOK_AGAIN_S = 1.0

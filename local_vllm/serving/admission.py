@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 
-from local_vllm.serving.asgi import Request
 from local_vllm.serving.replies import Refused, overloaded_reply
+from local_vllm.serving.requests import Request
 from local_vllm.serving.sessions import SESSION_HEADER
 
 MAX_IN_FLIGHT = 8192

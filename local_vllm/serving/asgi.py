@@ -1,4 +1,4 @@
-"""The ASGI frame around every application here: routes, bodies, errors, and clients that go away.
+"""The ASGI frame around every application here: routes, errors, start and end, and clients that go away.
 
 What a route answers is left to the applications. Nothing here knows of Ray: it runs under uvicorn as well.
 """
@@ -7,174 +7,45 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from local_vllm.errors import LocalVLLMError, RequestError
-from local_vllm.serving.replies import Refused, Reply, StreamReply, failure_reply, logger, overloaded_reply
+from local_vllm.serving.replies import Reply, StreamReply, failure_reply, logger
+from local_vllm.serving.requests import ClientGone, Limits, Receive, Request, Scope
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-# Nobody goes away within this time in a way that matters; short calls are spared a task.
-WATCH_AFTER_S = 0.1
-BODIES_RETRY_AFTER_S = 2
-
-
-class Bodies:
-    """The bytes of all bodies that a process has been sent and has not answered."""
-
-    __slots__ = ("max_bytes", "held")
-
-    def __init__(self, max_bytes: int = 4 << 30) -> None:
-        self.max_bytes = max_bytes
-        self.held = 0
-
-
-# One for the whole process, whichever server a request is for.
-BODIES = Bodies()
-
-
-class Place(Protocol):
-    """What a request takes while it is answered."""
-
-    def leave(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may cost before anybody looks at it, and all of them together in `bodies`."""
-
-    max_body_bytes: int = 64 << 20
-    body_timeout_s: float = 60.0
-    max_header_bytes: int = 32 << 10
-    bodies: Bodies = BODIES
-
-    def check_size(self, size: int) -> None:
-        """Raises RequestError (413) for a body that is too large."""
-        if size > self.max_body_bytes:
-            message = f"The body is larger than {self.max_body_bytes} bytes."
-            raise RequestError(message, status=413, code="request_too_large")
-
-
-class ClientGone(Exception):
-    """The client closed its connection: there is nobody to answer."""
-
-
-class Request:
-    """One HTTP request, and the watch over the client that sent it.
-
-    From the moment its body is there, the task that answers it is cancelled when the client goes away.
-    """
-
-    __slots__ = (
-        "scope", "limits", "headers", "client_gone", "place", "_receive", "_held", "_timer", "_watch", "_task"
-    )  # fmt: skip
-
-    def __init__(self, scope: Scope, receive: Receive, limits: Limits) -> None:
-        self.scope = scope
-        self.limits = limits
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.client_gone = False
-        self.place: Place | None = None
-        self._receive = receive
-        self._held = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[Any] | None = None
-
-    async def json_body(self) -> bytes:
-        """The bytes of a body that says it is JSON. Raises RequestError (408, 413, 415) and ClientGone."""
-        self._check_headers()
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body = message.get("body", b"")
-        self._hold(len(body))
-        if message.get("more_body"):
-            body = await self._rest_of_body(body)
-        self.limits.check_size(len(body))
-        self.watch_client()
-        return body
-
-    def _hold(self, size: int) -> None:
-        """Count bytes that have come. Raises Refused (429) when a process has been sent more than it may hold."""
-        bodies = self.limits.bodies
-        if bodies.held + size > bodies.max_bytes:
-            message = f"Requests in flight here hold {bodies.held >> 20} MiB, as much as they may: ask again later."
-            raise Refused(overloaded_reply(message, BODIES_RETRY_AFTER_S))
-        bodies.held += size
-        self._held += size
-
-    def close(self) -> None:
-        """Let go of what it took: nobody answers it any more."""
-        self.limits.bodies.held -= self._held
-        self._held = 0
-        place, self.place = self.place, None
-        if place is not None:
-            place.leave()
-
-    def _check_headers(self) -> None:
-        kind = self.headers.get(b"content-type")
-        if kind is not None and kind != b"application/json":
-            _check_content_type(kind)
-        length = self.headers.get(b"content-length")
-        if length is not None and length.isdigit():
-            self.limits.check_size(int(length))
-
-    async def _rest_of_body(self, first: bytes) -> bytes:
-        try:
-            async with asyncio.timeout(self.limits.body_timeout_s):
-                return await self._read_on(bytearray(first))
-        except TimeoutError:
-            message = f"The body did not arrive within {self.limits.body_timeout_s:g} s."
-            raise RequestError(message, status=408, code="request_timeout") from None
-
-    async def _read_on(self, body: bytearray) -> bytes:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece = message.get("body", b"")
-            self._hold(len(piece))
-            body += piece
-            more = message.get("more_body", False)
-            self.limits.check_size(len(body))
-        return bytes(body)
-
-    def watch_client(self) -> None:
-        """From now on the task that runs is cancelled when the client goes away; its body has been read."""
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin_to_watch)
-
-    def _begin_to_watch(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._until_gone())
-
-    async def _until_gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if self._task is not None:
-            self.client_gone = True
-            self._task.cancel()
-
-    def stop_watching(self) -> None:
-        """Called before the last byte is sent: a server says `disconnect` after that too."""
-        self._task = None
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
-
+Work = Callable[[], Awaitable[None]]
 
 Answer = Reply | StreamReply
 Handler = Callable[[Request], Awaitable[Answer]]
 Routes = Mapping[str, Mapping[str, Handler]]
 
 
-async def answer_http(routes: Routes, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
+class HTTPApplication:
+    """An ASGI application that answers HTTP from `routes` and takes no websockets.
+
+    `start` runs when its server comes up, and `close` when that goes down.
+    """
+
+    __slots__ = ("routes", "_limits", "_start", "_close")
+
+    def __init__(self, routes: Routes, limits: Limits, start: Work, close: Work) -> None:
+        self.routes = routes
+        self._limits = limits
+        self._start = start
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await _answer_http(self.routes, self._limits, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _answer_lifespan(self._start, self._close, receive, send)
+        else:
+            await _refuse_websocket(receive, send)
+
+
+async def _answer_http(routes: Routes, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers one HTTP request from `routes` (path below the root path -> method -> handler)."""
     request = Request(scope, receive, limits)
     try:
@@ -265,9 +136,7 @@ async def _send_stream(reply: StreamReply, request: Request, send: Send) -> None
     await send({"type": "http.response.body", "body": b""})
 
 
-async def answer_lifespan(
-    start: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]], receive: Receive, send: Send
-) -> None:
+async def _answer_lifespan(start: Work, close: Work, receive: Receive, send: Send) -> None:
     """Runs `start` when the server comes up and `close` when it goes down."""
     await receive()
     try:
@@ -282,16 +151,6 @@ async def answer_lifespan(
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def refuse_websocket(receive: Receive, send: Send) -> None:
+async def _refuse_websocket(receive: Receive, send: Send) -> None:
     await receive()
     await send({"type": "websocket.close", "code": 1000, "reason": "There are no websockets here."})
-
-
-def _check_content_type(kind: bytes) -> None:
-    essence = kind.split(b";", 1)[0].strip().lower()
-    if essence != b"application/json" and not (
-        essence.startswith(b"application/") and essence.endswith(b"+json")
-    ):
-        shown = kind.decode("latin-1")[:100]
-        message = f"The body has to be application/json, and says it is {shown}."
-        raise RequestError(message, status=415, code="unsupported_media_type")

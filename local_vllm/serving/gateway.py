@@ -12,22 +12,11 @@ import msgspec
 
 from local_vllm.errors import RequestError
 from local_vllm.protocol import peek_model
-from local_vllm.serving.asgi import (
-    Answer,
-    Limits,
-    Receive,
-    Request,
-    Routes,
-    Scope,
-    Send,
-    answer_http,
-    answer_lifespan,
-    path_below_root,
-    refuse_websocket,
-)
+from local_vllm.serving.asgi import Answer, HTTPApplication, Routes, Send, path_below_root
 from local_vllm.serving.endpoints import NotReady, Ready
 from local_vllm.serving.model_server import ModelServer, models_reply, stored_responses
 from local_vllm.serving.replies import Reply
+from local_vllm.serving.requests import Limits, Receive, Request, Scope
 
 
 class Gateway:
@@ -41,31 +30,27 @@ class Gateway:
         self._by_name = {server.name: server for server in servers}
         by_model = {server.model: server for server in reversed(servers)}
         self._by_request = by_model | self._by_name
-        self._limits = max((server.limits for server in servers), key=_size, default=Limits())
-        self._routes: Routes = {
+        limits = max((server.limits for server in servers), key=_size, default=Limits())
+        self._application = HTTPApplication(self._routes(), limits, self.start, self.close)
+
+    def _routes(self) -> Routes:
+        return {
             "/v1/responses": {"POST": self._post_responses},
-            **stored_responses(servers).routes(),
+            **stored_responses(self._servers).routes(),
             "/v1/chat/completions": {"POST": self._post_chat_completions},
             "/v1/models": {"GET": self._get_models},
             "/health": {"GET": self._get_health},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await answer_lifespan(self.start, self.close, receive, send)
-        elif scope["type"] != "http":
-            await refuse_websocket(receive, send)
-        else:
-            await self._answer_http(scope, receive, send)
-
-    async def _answer_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = path_below_root(scope)
-        if path not in self._routes:
-            name = path.split("/", 2)[1]
-            if name in self._by_name:
-                mounted = {**scope, "path": path, "root_path": f"/{name}"}
-                return await self._by_name[name](mounted, receive, send)
-        await answer_http(self._routes, self._limits, scope, receive, send)
+        if scope["type"] == "http":
+            path = path_below_root(scope)
+            if path not in self._application.routes:
+                name = path.split("/", 2)[1]
+                if name in self._by_name:
+                    mounted = {**scope, "path": path, "root_path": f"/{name}"}
+                    return await self._by_name[name](mounted, receive, send)
+        await self._application(scope, receive, send)
 
     async def start(self) -> None:
         for server in self._servers:

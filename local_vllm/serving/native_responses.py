@@ -13,10 +13,11 @@ from functools import partial
 from local_vllm.errors import LocalVLLMError, UpstreamError
 from local_vllm.protocol import ChatCall, Converter
 from local_vllm.protocol.calls import RESPONSES
-from local_vllm.serving.asgi import Answer, Request
+from local_vllm.serving.asgi import Answer
 from local_vllm.serving.client import EngineClient, EngineStream
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady
 from local_vllm.serving.replies import JSON, Reply, StreamReply, failure_reply, not_ready_reply, retry_after
+from local_vllm.serving.requests import Request
 from local_vllm.serving.streams import UNBUFFERED
 
 # Nothing is generated for such a request, so one that does not answer is not waited for.

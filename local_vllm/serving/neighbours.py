@@ -11,9 +11,9 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 
 from local_vllm.errors import RequestError
-from local_vllm.serving.asgi import Request
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replies import Refused, Reply
+from local_vllm.serving.requests import Request
 
 # The cookies of one rollout, name -> value: what a server set is sent back to it.
 Cookies = MutableMapping[bytes, bytes]

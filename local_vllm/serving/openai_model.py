@@ -14,10 +14,11 @@ from local_vllm.protocol import ChatCall
 from local_vllm.protocol.calls import CHAT, RESPONSES
 from local_vllm.protocol.errors import engine_failure, read_engine_error
 from local_vllm.protocol.relayed import RelayedRequests
-from local_vllm.serving.asgi import Answer, Request
+from local_vllm.serving.asgi import Answer
 from local_vllm.serving.endpoints import FixedEndpoints
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.replica import Replica
+from local_vllm.serving.requests import Request
 from local_vllm.serving.response_store import NoStore
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])

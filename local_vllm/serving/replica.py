@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from local_vllm.serving.aiohttp_transport import AiohttpTransport
-from local_vllm.serving.asgi import Limits
 from local_vllm.serving.calls import Calls
 from local_vllm.serving.client import EngineClient, Timeouts, Transport
-from local_vllm.serving.response_store import LocalStores, ResponseStore, StoreSetting, Stores
+from local_vllm.serving.requests import Limits
+from local_vllm.serving.response_store import LocalStores, ResponseStore, Stores, StoreSetting
 from local_vllm.serving.sessions import Sessions
 
 YOUNG_OBJECTS = 20_000

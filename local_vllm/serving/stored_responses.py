@@ -15,9 +15,10 @@ import msgspec
 
 from local_vllm.errors import RequestError
 from local_vllm.protocol.stored import ItemPage, Stored, deleted, input_of_chain, item_list
-from local_vllm.serving.asgi import Answer, Request, Routes, path_below_root
+from local_vllm.serving.asgi import Answer, Routes, path_below_root
 from local_vllm.serving.native_responses import NativeResponses, first_that_knows
 from local_vllm.serving.replies import Reply
+from local_vllm.serving.requests import Request
 from local_vllm.serving.response_store import ResponseStore
 
 _MOST_ITEMS = 100

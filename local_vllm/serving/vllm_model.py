@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from local_vllm.config.schema import ChatSettings, LocalVLLMModelSettings, OwnEngineSettings, VLLMModelSettings
+from local_vllm.config.schema import (
+    ChatSettings,
+    LocalVLLMModelSettings,
+    OwnEngineSettings,
+    VLLMModelSettings,
+)
 from local_vllm.protocol.completions import Render
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
-from local_vllm.serving.asgi import Answer, Request
+from local_vllm.serving.asgi import Answer
 from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.calls import Calls
 from local_vllm.serving.chat_template import ChatTemplate
@@ -16,6 +21,7 @@ from local_vllm.serving.client import Timeouts
 from local_vllm.serving.endpoints import EndpointSource
 from local_vllm.serving.model_server import ModelServer, Patience
 from local_vllm.serving.replica import Replica
+from local_vllm.serving.requests import Request
 from local_vllm.serving.response_store import StoreSetting
 from local_vllm.serving.watched_endpoints import WatchedEndpoints
 

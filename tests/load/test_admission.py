@@ -14,8 +14,8 @@ from servers_under_test import model_server, over
 from stand_in_engine import StandInEngine, engine, serving
 
 from local_vllm.serving.admission import Admission
-from local_vllm.serving.asgi import Limits, Request
 from local_vllm.serving.replies import Refused
+from local_vllm.serving.requests import Limits, Request
 
 ASK = {"model": "m", "input": "Hello!"}
 
@@ -99,8 +99,7 @@ async def slow_engine() -> AsyncIterator[StandInEngine]:
 
 
 async def test_beyond_the_bound_there_is_a_429_with_a_time_and_places_come_back(slow_engine: StandInEngine) -> None:
-    server = model_server(over(slow_engine))
-    server.admission = Admission("policy_model", 8)
+    server = model_server(over(slow_engine), max_in_flight=8)
     async with serving(server) as address, aiohttp.ClientSession() as session:
 
         async def ask(name: str) -> tuple[int, Any, str | None]:

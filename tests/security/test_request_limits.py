@@ -13,8 +13,8 @@ from servers_under_test import model_server, over
 from stand_in_engine import StandInEngine, engine, serving
 
 from local_vllm.protocol import ConverterSettings
-from local_vllm.serving.asgi import Bodies, Limits
 from local_vllm.serving.gateway import Gateway
+from local_vllm.serving.requests import Bodies, Limits
 
 DEEP = 100_000
 USER = {"role": "user", "content": "Hello!"}

@@ -6,11 +6,12 @@ from stand_in_engine import MODEL, StandInEngine
 
 from local_vllm.protocol import Converter, ConverterSettings
 from local_vllm.protocol.completions import Render
+from local_vllm.serving.admission import MAX_IN_FLIGHT
 from local_vllm.serving.aiohttp_transport import AiohttpTransport
-from local_vllm.serving.asgi import Limits
 from local_vllm.serving.client import EngineClient, Timeouts
 from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
 from local_vllm.serving.model_server import ModelServer
+from local_vllm.serving.requests import Limits
 from local_vllm.serving.sessions import Sessions
 
 SECRET = b"a secret of this deployment"
@@ -25,11 +26,13 @@ def model_server(
     limits: Limits = Limits(),
     timeouts: Timeouts = Timeouts(),
     render: Render | None = None,
+    max_in_flight: int = MAX_IN_FLIGHT,
 ) -> ModelServer:
     client = EngineClient(AiohttpTransport(), timeouts)
     converter = Converter(settings, render=render)
+    sessions = Sessions(name, SECRET)
     return ModelServer(
-        name, model, source, converter, client, sessions=Sessions(name, SECRET), limits=limits
+        name, model, source, converter, client, sessions=sessions, limits=limits, max_in_flight=max_in_flight
     )
 
 

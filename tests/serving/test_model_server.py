@@ -13,9 +13,9 @@ from servers_under_test import model_server, over
 from stand_in_engine import MODEL, StandInEngine, chat_answer, closed_port, serving
 
 from local_vllm.protocol import ConverterSettings
-from local_vllm.serving.asgi import Limits
 from local_vllm.serving.client import Timeouts
 from local_vllm.serving.endpoints import FixedEndpoints, NotReady, Ready
+from local_vllm.serving.requests import Limits
 
 pytestmark = pytest.mark.timeout(30)
 
