@@ -25,6 +25,10 @@ START_DEADLINE_S = 420.0
 # By then nothing is left of a process that was killed.
 GONE_WITHIN_S = 15.0
 KEY = "key-of-the-tests"
+# Lets engines import what is in tests/engine.
+WITH_HELD_BACK = {
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+}
 
 
 def until(fact: Callable[[], object], deadline_s: float) -> bool:

@@ -70,16 +70,6 @@ def test_a_killed_guard_takes_its_engine_along_and_a_run_without_engines_ends(ru
     assert until(lambda: run.leftovers() == [], GONE_WITHIN_S), run.leftovers()
 
 
-def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
-    with running(tmp_path) as run:
-        assert run.processes()
-        assert run.named("haproxy")
-        run.process.kill()
-        run.process.wait(5)
-        left_over = lambda: [*run.processes(), *run.segments()]  # noqa: E731
-        assert until(lambda: not left_over(), GONE_WITHIN_S), [*map(str, left_over())]
-
-
 def test_a_second_signal_stops_a_starting_run_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     run = NgRun([], tmp_path)
     assert until(lambda: run.processes() and "policy_model: " in run.text(), 60), run.text()

@@ -4,18 +4,16 @@ shared by all tests of this folder. Nearly all of them speak to the first one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from engine_answers import SERVER
-from ng_run_process import KEY, NgRun, running
+from ng_run_process import KEY, WITH_HELD_BACK, NgRun, running
 
 # What Codex sends before the first word of its user is longer than the context of the other tests' engines.
 POLICY = "++policy_model.responses_api_models.local_vllm_model.vllm_serve_kwargs"
 CONTEXT = f"{POLICY}.max_model_len=16384"
-PACE = f"{POLICY}.logits_processors=[paced_engine:Pace]"
+PACE = f"{POLICY}.logits_processors=[held_back:Pace]"
 ENVIRONMENTS = ("simple_weather", "example_multi_step", "multineedle", "equivalence_llm_judge", "simple_task")
 # The default model says what it is told to: the row, in its expected answer, tells the judge its verdict.
 JUDGE = "++equivalence_llm_judge.equivalence_llm_judge.judge_"
@@ -35,7 +33,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NgRun]:
     )
     configs = ",".join(("policy_model.yaml", "judge_model.yaml", *environments))
     words = [f"+config_paths=[{configs}]", CONTEXT, PACE, *VERDICT_OF_THE_ROW]
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    with running(folder, *words, environment={"PYTHONPATH": paths}) as started:
+    with running(folder, *words, environment=WITH_HELD_BACK) as started:
         started.keep_a_cpu_free_of_engines()
         yield started

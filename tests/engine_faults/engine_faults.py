@@ -19,12 +19,15 @@ from pathlib import Path
 import aiohttp
 import psutil
 from engine_answers import SERVER
-from ng_run_process import KEY, NgRun, command_line, running
+from ng_run_process import KEY, WITH_HELD_BACK, NgRun, command_line, running
 
 from local_vllm.processes import members
 
 FAULTY, STEADY = "faulty", "steady"
 REQUESTS = 32
+STALL_TIMEOUT_S = 20
+# As in held_back, which cannot be imported without vLLM.
+HANGS_WHILE = "LOCAL_VLLM_TESTS_HANG_WHILE"
 # What a request makes of the default model: more than it can say before the fault.
 LONG = {"model": "any", "input": "REPEAT:3500", "max_output_tokens": 6000}
 SETTLES_S = 2.0
@@ -97,11 +100,36 @@ class Steady:
 
 @contextmanager
 def two_engines(folder: Path, *words: str) -> Iterator[NgRun]:
+    """`steady` can be made to hang (`hanging`), and asks what it then loses again."""
     for name in (FAULTY, STEADY):
         (folder / f"{name}.yaml").write_text(SERVER.format(name=name, key=KEY, size=1))
-    settings = [f"++{FAULTY}.local_vllm_model.max_restarts=100", f"++{FAULTY}.local_vllm_model.wait_for_engine_s=2"]
-    with running(folder, f"+config_paths=[{FAULTY}.yaml,{STEADY}.yaml]", *settings, *words) as run:
+    faulty, steady = (f"++{name}.responses_api_models.local_vllm_model" for name in (FAULTY, STEADY))
+    settings = [
+        f"{faulty}.max_restarts=100",
+        f"{faulty}.wait_for_engine_s=2",
+        f"{steady}.stall_timeout_s={STALL_TIMEOUT_S}",
+        f"{steady}.retry_lost_requests=true",
+        f"{steady}.vllm_serve_kwargs.logits_processors=[held_back:Hang]",
+        f"{steady}.vllm_serve_env_vars.{HANGS_WHILE}={_hang_file(folder)}",
+    ]
+    words = (f"+config_paths=[{FAULTY}.yaml,{STEADY}.yaml]", *settings, *words)
+    with running(folder, *words, environment=WITH_HELD_BACK) as run:
         yield run
+
+
+@contextmanager
+def hanging(run: NgRun) -> Iterator[None]:
+    """No step of the engine of `steady` ends meanwhile."""
+    file = _hang_file(run.state.parent)
+    file.touch()
+    try:
+        yield
+    finally:
+        file.unlink()
+
+
+def _hang_file(folder: Path) -> Path:
+    return folder / "hang"
 
 
 def process_of(run: NgRun, fault: Fault, server: str = FAULTY) -> psutil.Process:
@@ -189,7 +217,7 @@ async def hurt(clients: Clients, name: str, load: str) -> Cell:
     process = process_of(run, fault)
     begun = time.monotonic()
     process.send_signal(fault.signal)
-    state = await _until_noticed(clients, begun)
+    state = await until_noticed(clients, begun)
     noticed = time.monotonic()
     endings = await asyncio.wait_for(asyncio.gather(*asking), 60)
     await _until_back(clients, begun)
@@ -210,9 +238,9 @@ async def _until_one_has_begun(clients: Clients) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _until_noticed(clients: Clients, begun: float) -> str:
+async def until_noticed(clients: Clients, begun: float, server: str = FAULTY) -> str:
     while time.monotonic() - begun < 120:
-        status, said = await clients.health()
+        status, said = await clients.health(server)
         if status == 503:
             return said
         await asyncio.sleep(0.02)
@@ -229,20 +257,16 @@ async def _until_back(clients: Clients, begun: float) -> None:
     raise AssertionError(f"not back within {BACK_WITHIN_S:.0f} s")
 
 
-def left_of_earlier_launches(run: NgRun) -> list[str]:
-    """Processes and folders of launches of `faulty` before the one that runs."""
+def left_of_earlier_launches(run: NgRun, server: str = FAULTY) -> list[str]:
+    """Folders of a server's launches before the one that runs."""
     run_id = run.record()["run_id"]
-    folders = sorted(Path("/tmp").glob(f"lv-m-{run_id}-{FAULTY}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    folders = sorted(Path("/tmp").glob(f"lv-m-{run_id}-{server}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     return [str(folder) for folder in folders[:-1]]
 
 
 def short_form() -> list[tuple[str, str]]:
-    """A process that is gone, one that is stopped, and the one that watches: each start after it takes a minute."""
-    return [
-        ("worker killed", "32 in flight"),
-        ("API server stopped", "streaming"),
-        ("engine's Ray actor killed", "idle"),
-    ]
+    """A process that is gone and one that is stopped: each start after it takes a minute."""
+    return [("worker killed", "32 in flight"), ("API server stopped", "streaming")]
 
 
 def whole_form() -> list[tuple[str, str]]:
