@@ -124,11 +124,13 @@ async def _stream_while(run: NgRun, server: str, act: Callable[[], None]) -> tup
 def test_a_stream_outlives_the_loss_of_another_servers_replica(run: NgRun) -> None:
     """HAProxy rereads its configuration then; what is in flight stays with its old process for as long as it takes."""
     run.keep_a_cpu_free_of_engines()
+    engines = {process.pid for process in run.named("RayWorkerProc")}
     (replica,) = run.named(f"ray::ServeReplica:{FAULTY}")
     code, after_s = asyncio.run(_stream_while(run, STEADY, replica.kill))
     assert code == "completed"
     assert after_s > 6, "shorter than what would show it"
     assert until(lambda: _answers(run, FAULTY), REPLICA_WITHIN_S)
+    assert {process.pid for process in run.named("RayWorkerProc")} == engines, "its engine goes on"
 
 
 @pytest.mark.parametrize("which", ["bin/haproxy", "ray::HAProxyManager"])

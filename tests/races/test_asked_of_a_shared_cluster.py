@@ -1,4 +1,7 @@
-"""What a dry run and `ng_status` say of a cluster that others use, and whether a dry run told the truth."""
+"""What a dry run and `ng_status` say of a cluster that others use, and whether a dry run told the truth.
+
+The engine is a stand-in: what counts is how it was launched.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from engine_answers import SERVER
-from joined_ray import JoinedRay, joined_ray
+from joined_ray import JoinedRay
 from ng_run_process import KEY, NgRun, command_line, running
 from shown_commands import shown_engines
 
@@ -34,9 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[JoinedRay]:
-    with joined_ray(4) as cluster:
-        yield cluster
+def cluster(stand_in_cluster: JoinedRay) -> JoinedRay:
+    return stand_in_cluster
 
 
 def ask(cluster: JoinedRay, folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:

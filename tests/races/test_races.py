@@ -19,13 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from joined_ray import JoinedRay, joined_ray
+from joined_ray import JoinedRay
 from ng_run_process import READY, NgRun, until
 from racing_runs import SETTLED_WITHIN_S, racers, wait
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
-STAND_IN = Path(__file__).parent / "stand_in"
 RACES = int(os.environ.get("LOCAL_VLLM_RACES", "1"))
 
 
@@ -52,13 +51,6 @@ def held_by(cluster: JoinedRay, code: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-@pytest.fixture(scope="module")
-def stand_in_cluster() -> Iterator[JoinedRay]:
-    path = os.pathsep.join(filter(None, [str(STAND_IN), os.environ.get("PYTHONPATH", "")]))
-    with joined_ray(4, PYTHONPATH=path) as cluster:
-        yield cluster
 
 
 @pytest.mark.parametrize("race", range(RACES))
