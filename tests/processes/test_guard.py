@@ -67,6 +67,7 @@ def stubborn(tmp_path: Path):
     started = Stubborn(tmp_path)
     yield started
     started.guarded.close(at_once=True)
+    tree.remove_shared_memory({started.segment})
 
 
 def test_closing_ends_a_command_that_ignores_sigterm_with_its_tree_and_its_shared_memory(stubborn: Stubborn) -> None:
