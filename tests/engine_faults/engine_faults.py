@@ -6,8 +6,11 @@ Two engines run side by side: `faulty` is hurt over and over, `steady` is asked 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import random
+import re
 import signal
 import time
 from collections import Counter
@@ -87,6 +90,26 @@ HEADING = (
     "| fault | load | noticed | answered after that | generates again | requests ended with |\n"
     "|---|---|---|---|---|---|"
 )
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a process holds. `files` are open ones, connections among them."""
+
+    name: str
+    files: int
+    memory_mib: float
+
+
+def footprints(run: NgRun) -> dict[int, Footprint]:
+    """By pid, of everything of a run that is not of an engine."""
+    found = {}
+    for process in [psutil.Process(run.process.pid), *run.processes()]:
+        line = command_line(process)
+        if not re.search(r"vllm\.entrypoints|EngineCore|RayWorkerProc|multiprocessing", line):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[process.pid] = Footprint(line[:60], process.num_fds(), process.memory_info().rss / 2**20)
+    return found
 
 
 @dataclass
@@ -270,7 +293,10 @@ def short_form() -> list[tuple[str, str]]:
 
 
 def whole_form() -> list[tuple[str, str]]:
-    return [(fault, load) for fault in FAULTS for load in LOADS]
+    """In an order that no fault can rely on; the same one for all who collect the tests of a day."""
+    cells = [(fault, load) for fault in FAULTS for load in LOADS]
+    random.Random(time.strftime("%Y-%m-%d")).shuffle(cells)
+    return cells
 
 
 def cells_asked_for() -> list[tuple[str, str]]:

@@ -20,9 +20,11 @@ from engine_faults import (
     STEADY,
     Cell,
     Clients,
+    Footprint,
     Steady,
     cells_asked_for,
     clients,
+    footprints,
     hanging,
     hurt,
     left_of_earlier_launches,
@@ -39,6 +41,8 @@ ANSWERED_WITHIN_S = 1.0
 # On two cores that engines want too.
 REPLICA_WITHIN_S = 30.0
 HAPROXY_WITHIN_S = 60.0
+# Connections come and go, and so do buffers.
+FILES_MORE, MEMORY_MORE_MIB = 48, 96.0
 # A look a second, and what the engine's own answers take on a busy machine.
 CANARY_AND_LOOKS_S = 25.0
 LOST = "503 engine_lost and Retry-After"
@@ -60,6 +64,12 @@ def table() -> Iterator[list[Cell]]:
     print("\n" + "\n".join([HEADING, *(cell.row() for cell in cells)]))
 
 
+@pytest.fixture(scope="module")
+def before_the_faults(run: NgRun) -> dict[int, Footprint]:
+    return footprints(run)
+
+
+@pytest.mark.usefixtures("before_the_faults")
 @pytest.mark.parametrize(("fault", "load"), cells_asked_for())
 def test_a_fault_is_noticed_within_5_s_answered_within_1_s_and_mended(
     run: NgRun, table: list[Cell], fault: str, load: str
@@ -174,6 +184,18 @@ def test_an_engine_that_hangs_is_started_again_and_what_it_lost_is_asked_again_w
     assert "has generated nothing for" in state
     assert codes == ["completed"] * len(codes)
     assert left_of_earlier_launches(run, STEADY) == []
+
+
+def test_what_outlived_the_faults_has_grown_by_nothing(run: NgRun, before_the_faults: dict[int, Footprint]) -> None:
+    """The run itself, Serve's controller, Ray, and every replica that was not killed."""
+    after = footprints(run)
+    lived = before_the_faults.keys() & after.keys()
+    assert run.process.pid in lived
+    for pid in lived:
+        was, has = before_the_faults[pid], after[pid]
+        print(f"{has.name}: {was.files} -> {has.files} files, {was.memory_mib:.0f} -> {has.memory_mib:.0f} MiB")
+        assert has.files <= was.files + FILES_MORE, has.name
+        assert has.memory_mib <= was.memory_mib + MEMORY_MORE_MIB, has.name
 
 
 def test_no_gpu_and_no_placement_group_is_lost_over_the_restarts(run: NgRun) -> None:
