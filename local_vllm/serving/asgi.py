@@ -6,12 +6,14 @@ What a route answers is left to the applications. Nothing here knows of Ray: it 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from local_vllm.errors import LocalVLLMError, RequestError
-from local_vllm.serving.replies import Reply, StreamReply, failure_reply, logger
+from local_vllm.serving.replies import Reply, StreamReply, failure_reply, failure_status, logger
 from local_vllm.serving.requests import ClientGone, Limits, Receive, Request, Scope
+from local_vllm.serving.traffic import CLIENT_GONE, Traffic
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -21,49 +23,61 @@ Answer = Reply | StreamReply
 Handler = Callable[[Request], Awaitable[Answer]]
 Routes = Mapping[str, Mapping[str, Handler]]
 
+# What is counted of a path that leads nowhere.
+NO_ROUTE = "none"
+
 
 class HTTPApplication:
     """An ASGI application that answers HTTP from `routes` and takes no websockets.
 
-    `start` runs when its server comes up, and `close` when that goes down.
+    `start` runs when its server comes up, and `close` when that goes down. Requests are counted in `traffic`.
     """
 
-    __slots__ = ("routes", "_limits", "_start", "_close")
+    __slots__ = ("routes", "_limits", "_start", "_close", "_traffic")
 
-    def __init__(self, routes: Routes, limits: Limits, start: Work, close: Work) -> None:
+    def __init__(
+        self, routes: Routes, limits: Limits, start: Work, close: Work, traffic: Traffic | None = None
+    ) -> None:
         self.routes = routes
         self._limits = limits
+        self._traffic = traffic
         self._start = start
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await _answer_http(self.routes, self._limits, scope, receive, send)
+            await _answer_http(self.routes, Request(scope, receive, self._limits, self._traffic), send)
         elif scope["type"] == "lifespan":
             await _answer_lifespan(self._start, self._close, receive, send)
         else:
             await _refuse_websocket(receive, send)
 
 
-async def _answer_http(routes: Routes, limits: Limits, scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_http(routes: Routes, request: Request, send: Send) -> None:
     """Answers one HTTP request from `routes` (path below the root path -> method -> handler)."""
-    request = Request(scope, receive, limits)
+    begun, status = time.perf_counter(), CLIENT_GONE
     try:
         answer = await _answer(routes, request)
         if isinstance(answer, Reply):
             request.stop_watching()
             await send_whole(answer, send)
+            status = answer.status
         else:
-            await _send_stream(answer, request, send)
+            status = await _send_stream(answer, request, send)
     except ClientGone:
         return
     except asyncio.CancelledError:
         if not request.client_gone:
             raise
         asyncio.current_task().uncancel()  # type: ignore[union-attr]
+    except Exception:
+        status = 500
+        raise
     finally:
         request.stop_watching()
         request.close()
+        if request.traffic is not None:
+            request.traffic.ended(_route(routes, request.scope), status, time.perf_counter() - begun)
 
 
 async def _answer(routes: Routes, request: Request) -> Answer:
@@ -98,6 +112,15 @@ def _find(routes: Routes, request: Request) -> Handler:
     return handler
 
 
+def _route(routes: Routes, scope: Scope) -> str:
+    """The key of `routes` under which the path is found."""
+    path = path_below_root(scope)
+    if path in routes:
+        return path
+    template = _template(path)
+    return template if template in routes else NO_ROUTE
+
+
 def _template(path: str) -> str:
     """`/v1/responses/{id}/...` for `/v1/responses/resp_1/...`: the fourth part of a path names one of many."""
     parts = path.split("/")
@@ -123,17 +146,22 @@ async def send_whole(reply: Reply, send: Send) -> None:
     await send({"type": "http.response.body", "body": reply.body})
 
 
-async def _send_stream(reply: StreamReply, request: Request, send: Send) -> None:
+async def _send_stream(reply: StreamReply, request: Request, send: Send) -> int:
+    """Gives the status that the answer would have had, had all been known when it began."""
+    failure: Exception | None = None
     async with reply.resources:
         await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers]})
         try:
             async for chunk in reply.chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except LocalVLLMError as error:
+            failure = error
             event = b"data: " + failure_reply(error).body + b"\n\n"
             await send({"type": "http.response.body", "body": event, "more_body": True})
     request.stop_watching()
     await send({"type": "http.response.body", "body": b""})
+    failure = failure or reply.failure()
+    return reply.status if failure is None else failure_status(failure)
 
 
 async def _answer_lifespan(start: Work, close: Work, receive: Receive, send: Send) -> None:

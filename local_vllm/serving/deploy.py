@@ -70,7 +70,9 @@ class Deployment:
 
     def _replica(self) -> Replica:
         """Each replica of a server begins with an endpoint of its own, so that they do not all take the same in turn."""
-        return Replica(self.secret, first=serve.get_replica_context().rank.rank, stores=SharedStores(self.run))
+        context = serve.get_replica_context()
+        stores = SharedStores(self.run)
+        return Replica(self.secret, first=context.rank.rank, name=context.replica_tag, stores=stores)
 
     def _model_server(self, name: str, replica: Replica) -> ModelServer:
         config = self._config(name)
@@ -106,7 +108,7 @@ class Deployment:
     def gateway(self) -> Gateway:
         replica = self._replica()
         models = (config for config in self.servers if config.kind == MODELS)
-        return Gateway([self._model_server(config.name, replica) for config in models])
+        return Gateway([self._model_server(config.name, replica) for config in models], replica.name)
 
     def stores(self) -> AbstractContextManager[None]:
         """Where the replicas' responses are kept. Entered in the process that owns the run, before there are any.

@@ -33,25 +33,27 @@ class Endpoint:
 class Ready:
     """At least one engine answers. `waiting` has, for each of `endpoints`, how many requests wait at each of its
     ranks: empty for one that does not tell, and empty as a whole where nobody looks. `down` is how many others
-    there are that cannot be reached now.
+    there are that cannot be reached now. `restarts` is how often an engine of ours was started again.
     """
 
     endpoints: tuple[Endpoint, ...]
     waiting: tuple[tuple[int, ...], ...] = ()
     down: int = 0
+    restarts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NotReady:
     """No engine answers. `state` is a word for programs (`starting`, `restarting`, `failed`), `message` one
     sentence for people, and `retry_after_s` is None when waiting will not help. `passes` says that an engine is being
-    started again: a request may wait for that.
+    started again: a request may wait for that. `restarts` is as in Ready.
     """
 
     state: str
     message: str
     retry_after_s: int | None = 5
     passes: bool = False
+    restarts: int | None = None
 
 
 class EndpointSource(Protocol):

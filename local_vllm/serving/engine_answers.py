@@ -62,7 +62,8 @@ class EngineAnswers:
                 return self._failed(call, refused, refused.body, to, keep)
             chunks = answer.chunks()
             stack.push_async_callback(chunks.aclose)
-            return StreamReply(chunks, stack.pop_all(), EVENT_STREAM + to.headers)
+            headers = EVENT_STREAM + to.headers
+            return StreamReply(chunks, stack.pop_all(), headers, failure=lambda: answer.failure)
 
     def _new_stream(
         self, engine: EngineStream, call: ChatCall, to: Destination, keep: Keep

@@ -113,6 +113,10 @@ class EngineEndpoints:
 
 def endpoint_state(status: EngineStatus) -> Ready | NotReady:
     """What an engine's status means to requests."""
+    return replace(_state(status), restarts=status.restarts)
+
+
+def _state(status: EngineStatus) -> Ready | NotReady:
     if status.state is EngineState.HEALTHY:
         return Ready((Endpoint(status.base_url, status.api_key, status.model, status.ranks),))
     message = f"{status.server}: the engine is {status.state}"
@@ -131,7 +135,7 @@ def _gone(server: str, before: Ready | NotReady) -> NotReady:
     if isinstance(before, NotReady) and not before.passes:
         return replace(before, message=f"{server}: the engine is gone")
     message = f"{server}: the engine is lost: the process that hosts it is gone"
-    return NotReady(str(EngineState.LOST), message, passes=True)
+    return NotReady(str(EngineState.LOST), message, passes=True, restarts=before.restarts)
 
 
 def _lost(message: str, *, retry: bool = True) -> EngineUnavailable:

@@ -14,24 +14,29 @@ from local_vllm.errors import RequestError
 from local_vllm.protocol import peek_model
 from local_vllm.serving.asgi import Answer, HTTPApplication, Routes, Send, path_below_root
 from local_vllm.serving.endpoints import NotReady, Ready
+from local_vllm.serving.metrics import MetricsPage
 from local_vllm.serving.model_server import ModelServer, models_reply, stored_responses
 from local_vllm.serving.replies import Reply
 from local_vllm.serving.requests import Limits, Receive, Request, Scope
+from local_vllm.serving.traffic import Traffic
 
 
 class Gateway:
     """An ASGI application over the model servers of a run, in the order of its configuration.
 
-    Below `/<server name>` it hands over to that server whole, as Ray Serve does with its own routes.
+    Below `/<server name>` it hands over to that server whole, as Ray Serve does with its own routes. `replica` names
+    this process.
     """
 
-    def __init__(self, servers: Sequence[ModelServer]) -> None:
+    def __init__(self, servers: Sequence[ModelServer], replica: str = "") -> None:
         self._servers = list(servers)
         self._by_name = {server.name: server for server in servers}
         by_model = {server.model: server for server in reversed(servers)}
         self._by_request = by_model | self._by_name
         limits = max((server.limits for server in servers), key=_size, default=Limits())
-        self._application = HTTPApplication(self._routes(), limits, self.start, self.close)
+        unrouted = Traffic()
+        self._metrics = MetricsPage(servers, replica, unrouted)
+        self._application = HTTPApplication(self._routes(), limits, self.start, self.close, unrouted)
 
     def _routes(self) -> Routes:
         return {
@@ -40,6 +45,7 @@ class Gateway:
             "/v1/chat/completions": {"POST": self._post_chat_completions},
             "/v1/models": {"GET": self._get_models},
             "/health": {"GET": self._get_health},
+            "/metrics": {"GET": self._metrics.get},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,19 +67,21 @@ class Gateway:
 
     async def _post_responses(self, request: Request) -> Answer:
         body = await request.json_body()
-        return await self._server_for(body).responses(request, body)
+        return await self._server_for(request, body).responses(request, body)
 
     async def _post_chat_completions(self, request: Request) -> Answer:
         body = await request.json_body()
-        return await self._server_for(body).chat_completions(request, body)
+        return await self._server_for(request, body).chat_completions(request, body)
 
-    def _server_for(self, body: bytes) -> ModelServer:
+    def _server_for(self, request: Request, body: bytes) -> ModelServer:
+        """The server that the body names; the request counts as its own from here on."""
         model = peek_model(body)
         if model is None:
             raise RequestError("`model` is missing.", param="model", code="missing_required_parameter")
         server = self._by_request.get(model)
         if server is None:
             raise self._unknown(model)
+        request.traffic = server.traffic
         server.limits.check_size(len(body))
         return server
 

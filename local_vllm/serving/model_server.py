@@ -22,6 +22,7 @@ from local_vllm.serving.dispatch import Dispatcher, Patience
 from local_vllm.serving.endpoints import Endpoint, EndpointSource, NotReady, Ready
 from local_vllm.serving.engine_answers import EngineAnswers, Keep
 from local_vllm.serving.lookups import Lookups
+from local_vllm.serving.metrics import MetricsPage
 from local_vllm.serving.native_responses import NativeResponses
 from local_vllm.serving.replies import Reply, not_ready_reply
 from local_vllm.serving.requests import Limits, Receive, Request, Scope
@@ -29,6 +30,7 @@ from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_
 from local_vllm.serving.sessions import Sessions
 from local_vllm.serving.stored_responses import StoredResponses
 from local_vllm.serving.streams import EVENT_STREAM
+from local_vllm.serving.traffic import Traffic
 
 # Keys that stand in every example and open nothing; any other is a secret.
 OPEN_KEYS = ("", "dummy", "EMPTY")
@@ -53,8 +55,12 @@ class ModelServer:
         native: bool = False,
         patience: Patience = Patience(),
         max_in_flight: int = MAX_IN_FLIGHT,
+        replica: str = "",
     ) -> None:
-        """`native` engines speak the Responses API themselves, and keep their responses."""
+        """`native` engines speak the Responses API themselves, and keep their responses.
+
+        `replica` names this process in metrics.
+        """
         self.name = name
         self.model = model
         self.created = int(time.time())
@@ -66,9 +72,11 @@ class ModelServer:
         self.native = NativeResponses(name, source, client, converter) if native else None
         self._lookups = Lookups(self.store, audio)
         self.admission = Admission(name, max_in_flight)
+        self.traffic = Traffic()
+        self._metrics = MetricsPage([self], replica)
         self._dispatcher = Dispatcher(source, sessions, self.admission, patience)
         self._answers = EngineAnswers(name, converter, client)
-        self._application = HTTPApplication(self._routes(), limits, self.start, self.close)
+        self._application = HTTPApplication(self._routes(), limits, self.start, self.close, self.traffic)
 
     def _routes(self) -> Routes:
         return {
@@ -77,6 +85,7 @@ class ModelServer:
             "/v1/chat/completions": {"POST": self._post_chat_completions},
             "/v1/models": {"GET": self._get_models},
             "/health": {"GET": self._get_health},
+            "/metrics": {"GET": self._metrics.get},
             "/get_inner_vllm_config": {"GET": self._get_inner_vllm_config},
         }
 

@@ -64,6 +64,7 @@ class OpenAIModel(ModelServer):
             store=NoStore(),
             native=True,
             max_in_flight=settings.max_requests_in_flight,
+            replica=replica.name,
         )
 
     async def responses(self, request: Request, body: bytes) -> Answer:

@@ -22,11 +22,12 @@ YOUNG_OBJECTS = 20_000
 @dataclass(frozen=True, slots=True)
 class Replica:
     """`secret` signs session cookies and is one for the whole deployment. `first` is where this replica
-    begins to count new sessions: its number where there are several.
+    begins to count new sessions: its number where there are several. `name` tells it from the others in metrics.
     """
 
     secret: bytes
     first: int = 0
+    name: str = ""
     transport: Transport = field(default_factory=AiohttpTransport)
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()

@@ -6,7 +6,7 @@ Sending them is left to `asgi`; the shape of OpenAI's objects to the protocol.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
@@ -37,12 +37,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class StreamReply:
-    """Server-sent events, passed on as they come. Whoever sends them closes `resources` afterwards."""
+    """Server-sent events, passed on as they come. Whoever sends them closes `resources` afterwards.
+
+    When they have been sent, `failure` is what went wrong in the middle, if their last one tells of it.
+    """
 
     chunks: AsyncIterator[bytes]
     resources: AbstractAsyncContextManager[object]
     headers: Headers
     status: int = 200
+    failure: Callable[[], Exception | None] = lambda: None
 
 
 class Refused(LocalVLLMError):
@@ -69,6 +73,18 @@ def failure_reply(error: Exception) -> Reply:
             return Reply(500, error_body(error))
     logger.error("Unexpected failure while answering a request", exc_info=error)
     return Reply(500, _server_error("Internal error; the server's log has it.", "internal_error"))
+
+
+def failure_status(error: Exception) -> int:
+    """The status of that reply."""
+    match error:
+        case Refused():
+            return error.reply.status
+        case RequestError() | UpstreamError():
+            return error.status
+        case EngineUnavailable():
+            return 503
+    return 500
 
 
 def retry_after(answer: object) -> Headers:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from local_vllm.errors import RequestError
 from local_vllm.serving.replies import Refused, overloaded_reply
+from local_vllm.serving.traffic import Traffic
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -64,19 +65,22 @@ class ClientGone(Exception):
 class Request:
     """One HTTP request, and the watch over the client that sent it.
 
-    From the moment its body is there, the task that answers it is cancelled when the client goes away.
+    From the moment its body is there, the task that answers it is cancelled when the client goes away. `traffic` is
+    where its end is counted.
     """
 
     __slots__ = (
-        "scope", "limits", "headers", "client_gone", "place", "_receive", "_held", "_timer", "_watch", "_task"
+        "scope", "limits", "headers", "client_gone", "place", "traffic",
+        "_receive", "_held", "_timer", "_watch", "_task",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits, traffic: Traffic | None = None) -> None:
         self.scope = scope
         self.limits = limits
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.client_gone = False
         self.place: Place | None = None
+        self.traffic = traffic
         self._receive = receive
         self._held = 0
         self._timer: asyncio.TimerHandle | None = None

@@ -79,7 +79,7 @@ class ResponseStream:
     slow client slows the engine's stream, and nothing piles up here.
 
     `tokenize` fetches the prompt's token ids if the stream leaves them out. `warn` is told
-    what is suspicious, and `keep` is given the whole response, if there is one.
+    what is suspicious, and `keep` is given the whole response, if there is one. `failure` is what it broke off for.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class ResponseStream:
         self._keep = keep
         self._reader = EventReader()
         self._first: list[bytes] = []
+        self.failure: Exception | None = None
 
     async def open(self) -> Refused | None:
         """Waits for the engine's first event. Raises UpstreamError when there will be none."""
@@ -136,6 +137,7 @@ class ResponseStream:
             written.append(self._last(error))
         except Exception as error:
             logger.error("Unexpected failure in the middle of a stream", exc_info=error)
+            self.failure = error
             written.append(self._events.fail(error))
         yield b"".join(written)
         await self._let_go()
@@ -162,7 +164,10 @@ class ResponseStream:
 
     def _last(self, error: LocalVLLMError) -> bytes:
         """An answer that was whole before something broke is whole."""
-        return self._finished() if self._events.has_said_all else self._events.fail(error)
+        if self._events.has_said_all:
+            return self._finished()
+        self.failure = error
+        return self._events.fail(error)
 
     async def _let_go(self) -> None:
         """Lets the connection be used again when the answer is whole; otherwise it will be closed."""

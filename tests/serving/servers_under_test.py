@@ -27,12 +27,21 @@ def model_server(
     timeouts: Timeouts = Timeouts(),
     render: Render | None = None,
     max_in_flight: int = MAX_IN_FLIGHT,
+    replica: str = "",
 ) -> ModelServer:
     client = EngineClient(AiohttpTransport(), timeouts)
     converter = Converter(settings, render=render)
     sessions = Sessions(name, SECRET)
     return ModelServer(
-        name, model, source, converter, client, sessions=sessions, limits=limits, max_in_flight=max_in_flight
+        name,
+        model,
+        source,
+        converter,
+        client,
+        sessions=sessions,
+        limits=limits,
+        max_in_flight=max_in_flight,
+        replica=replica,
     )
 
 
