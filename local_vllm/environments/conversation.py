@@ -7,7 +7,7 @@ token ids and log probabilities are what the engine said. When to ask and when t
 from __future__ import annotations
 
 import asyncio
-import random
+import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,7 +214,7 @@ def _is_overflow(reply: Reply) -> bool:
 
 
 def _output(call: Called, text: str) -> bytes:
-    return encode(_Output(f"{call.type}_output", call.call_id, text, f"fco_{random.getrandbits(128):032x}"))
+    return encode(_Output(f"{call.type}_output", call.call_id, text, f"fco_{os.urandom(16).hex()}"))
 
 
 def _total(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _metadata(fields: Fields) -> dict[str, Any]:
 def _without_answer(model: str) -> Fields:
     """A response to a prompt that the model could not even begin with."""
     fields = {
-        "id": f"resp_{random.getrandbits(128):032x}",
+        "id": f"resp_{os.urandom(16).hex()}",
         "object": "response",
         "created_at": int(time.time()),
         "error": None,

@@ -4,7 +4,7 @@ process; who calls the engine, and what happens when it does not answer, is left
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -63,7 +63,7 @@ class Converter:
         settings: ConverterSettings,
         *,
         clock: Callable[[], float] = time.time,
-        new_key: Callable[[], str] = lambda: f"{random.getrandbits(128):032x}",
+        new_key: Callable[[], str] = lambda: os.urandom(16).hex(),
         render: Render | None = None,
     ) -> None:
         """`render` applies a chat template, for base models that are asked through /v1/completions."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 
 import pytest
 from hypothesis import given
@@ -287,6 +289,15 @@ def test_dropped_tools_are_named_in_the_metadata_and_not_echoed():
     body = respond({"tools": tools, "metadata": {"mine": "1"}}, content="x")
     assert body["tools"] == [TOOLS[0]]
     assert body["metadata"] == {"mine": "1", "hosted_tools_dropped": "web_search,code_interpreter"}
+
+
+def test_ids_cannot_be_told_from_the_ids_before_them():
+    """An id is all that keeps a stored response from others."""
+    ids = set()
+    for _ in "ab":
+        random.seed(7)
+        ids.add(Converter(ConverterSettings()).to_chat(b'{"input":"a"}', "e").asked.response_id)
+    assert len(ids) == 2 and all(re.fullmatch("resp_[0-9a-f]{32}", each) for each in ids)
 
 
 def test_two_responses_have_different_ids():
