@@ -32,7 +32,7 @@ class ChatCall(Struct, frozen=True):
     `settled` is an answer that needs no engine; then there is nothing to call.
 
     `session_hint` is the request's `prompt_cache_key`. `asked` is None when the client spoke Chat Completions
-    itself: then the engine's answer goes back byte for byte.
+    itself: then the engine's answer goes back byte for byte. `hides_reasoning`: the engine's parser is to drop it.
     """
 
     body: bytes
@@ -43,6 +43,7 @@ class ChatCall(Struct, frozen=True):
     asked: Asked | None = None
     settled: bytes | None = None
     path: str = CHAT
+    hides_reasoning: bool = False
 
 
 class Doubt(Struct, frozen=True):

@@ -17,7 +17,7 @@ from local_vllm.protocol import tokens
 from local_vllm.protocol.calls import CHAT, COMPLETIONS, RESPONSES, Answer, Asked, ChatCall
 from local_vllm.protocol.chat import Delta
 from local_vllm.protocol.completion_answers import CompletionEvents, as_chat_answer
-from local_vllm.protocol.completions import Render, completion_body, prompt_of
+from local_vllm.protocol.completions import Render, completion_body
 from local_vllm.protocol.doubts import doubts_of, token_doubt
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
@@ -30,10 +30,11 @@ from local_vllm.protocol.overflow import Overflow, find_overflow, limit_that_fit
 from local_vllm.protocol.passthrough import read_chat, without_developer
 from local_vllm.protocol.peek import peek_model
 from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields, with_lower_limit
-from local_vllm.protocol.reasoning import THINK, ThinkSplitter, ends_in_opening, opens_in_reasoning
+from local_vllm.protocol.reasoning import THINK, ThinkSplitter
 from local_vllm.protocol.request import OpenAIFields, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
 from local_vllm.protocol.settings import ConverterSettings
+from local_vllm.protocol.splitting import Splitting
 from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_items, resolved
 from local_vllm.protocol.to_chat import caller_fields, check, wants_logprobs
 from local_vllm.protocol.tokens import NoTokens, StreamedTokens
@@ -44,8 +45,6 @@ __all__ = ["Answer", "ChatCall", "Converter", "error_body", "peek_model", "token
 
 _TOKEN_FIELDS: Fields = {"logprobs": True, "return_token_ids": True}
 _STREAM_FIELDS: Fields = {"stream": True, "stream_options": {"include_usage": True}}
-# The prompt shows whether the chat template has opened a block of reasoning.
-_PROMPT_FIELD: Fields = {"return_prompt_text": True}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,7 +55,7 @@ def tokenize_body(call: ChatCall) -> bytes:
 
 
 class Converter:
-    """Converts the requests of one model server, and keeps nothing between them."""
+    """Converts the requests of one model server, and keeps nothing between them but what `Splitting` learns."""
 
     def __init__(
         self,
@@ -75,8 +74,8 @@ class Converter:
             server = overlay(server, raw_fields({"chat_template_kwargs": settings.chat_template_kwargs}))
         self._server_fields = server
         self._overrides = raw_fields(settings.sampling_overrides)
-        self._tags = settings.reasoning_tags or THINK
-        self._unparsed = None if settings.uses_reasoning_parser else self._tags
+        self._splitting = Splitting(settings, renders=render is not None)
+        self._unparsed = None if settings.uses_reasoning_parser else self._splitting.tags
         self._history = _history(settings)
         self._render = render
         self.native = NativeRequests(server, self._overrides)
@@ -112,8 +111,7 @@ class Converter:
         chat = {"model": model, "messages": messages, **fields}
         if request.stream:
             chat |= _STREAM_FIELDS
-            if self._settings.uses_reasoning_parser and not self._settings.use_completions_api:
-                chat |= _PROMPT_FIELD
+        chat |= self._splitting.prompt_field()
         asked = Asked(
             request,
             toolbox,
@@ -133,6 +131,7 @@ class Converter:
             asked,
             self._settled(asked, given, model),
             path,
+            _is(fields.get("include_reasoning"), b"false"),
         )
 
     def _sent(self, chat: dict[str, Any], *, param: str = "input") -> tuple[bytes, str]:
@@ -172,10 +171,7 @@ class Converter:
 
     def _add_token_fields(self, fields: Fields) -> bool:
         """Ask for ids and log probabilities when the settings, or the request itself, want token ids."""
-        asked = fields.get("return_token_ids")
-        wanted = self._settings.return_token_id_information or (
-            type(asked) is Raw and bytes(asked) == b"true"
-        )
+        wanted = self._settings.return_token_id_information or _is(fields.get("return_token_ids"), b"true")
         if wanted:
             fields |= _TOKEN_FIELDS
         return wanted
@@ -197,7 +193,8 @@ class Converter:
         end = ending(choice.finish_reason)
         texts = texts_of_whole(answer) if wants_logprobs(asked.request) else None
         cut_off = end.status != "completed"
-        output = self._fold(asked, choice.message, texts, cut_off=cut_off, inside=self._begins_inside(call))
+        splitter = self._splitting.of_whole(call, choice.message, answer, cut_off=cut_off)
+        output = _folded(asked, choice.message, splitter, texts, cut_off=cut_off)
         found = attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
         response = response_object(
             asked,
@@ -216,47 +213,28 @@ class Converter:
     def stream(self, call: ChatCall) -> ResponseEvents:
         """What makes events of the engine's stream, for a Responses call that asked for one."""
         asked: Asked = call.asked  # type: ignore[assignment]
-        splitter = None
-        if self._settings.uses_reasoning_parser:
-            splitter = ThinkSplitter(inside=self._settings.chat_template_opens_reasoning, tags=self._tags)
+        splitter = self._splitting.of_stream(call)
         texts = TokenTexts() if wants_logprobs(asked.request) else None
         key = asked.response_id.removeprefix("resp_")
         kind: Callable[..., ResponseEvents] = ResponseEvents
         if call.path == COMPLETIONS:
             kind = partial(CompletionEvents, body=call.body)
-            if splitter and (begins_inside := self._begins_inside(call)) is not None:
-                splitter.inside = begins_inside
         return kind(
             asked,
             peek_model(call.body) or "",
-            Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts),
+            Fold(
+                key,
+                splitter=splitter,
+                callees=asked.toolbox.callees,
+                tokens=texts,
+                on_reasoning=self._splitting.learn,
+            ),
             clock=self._clock,
-            begins_after=splitter.begin_after if splitter else None,
+            begins_after=splitter.begin_after if splitter and self._splitting.heeds_prompt(call) else None,
             texts=texts,
             tokens=StreamedTokens() if call.wants_token_ids else None,
             unparsed=self._unparsed,
         )
-
-    def _begins_inside(self, call: ChatCall) -> bool | None:
-        """Whether the prompt has opened a block of reasoning; None where the engine makes the prompt."""
-        if self._render is None or call.path != COMPLETIONS:
-            return None
-        return ends_in_opening(prompt_of(call.body), self._tags)
-
-    def _fold(
-        self, asked: Asked, message: Delta, texts: TokenTexts | None, *, cut_off: bool, inside: bool | None
-    ) -> list[Any]:
-        splitter = None
-        if self._settings.uses_reasoning_parser and message.content:
-            unclosed = cut_off and self._settings.chat_template_opens_reasoning
-            if inside is None:
-                inside = opens_in_reasoning(message.content, tags=self._tags, unclosed=unclosed)
-            splitter = ThinkSplitter(inside=inside, tags=self._tags)
-        key = asked.response_id.removeprefix("resp_")
-        fold = Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts)
-        fold.add(message)
-        fold.finish(cut_off=cut_off)
-        return fold.items
 
     def with_limit_that_fits(self, call: ChatCall, status: int, answer: bytes) -> ChatCall | None:
         """The call to make instead of one that the engine refused for its limit on tokens alone."""
@@ -290,6 +268,26 @@ class Converter:
             asked, model=model, output=[], end=end, usage=None, completed_at=0, notes=notes
         )
         return _encode(response)
+
+
+def _is(field: Any, json: bytes) -> bool:
+    return type(field) is Raw and bytes(field) == json
+
+
+def _folded(
+    asked: Asked,
+    message: Delta,
+    splitter: ThinkSplitter | None,
+    texts: TokenTexts | None,
+    *,
+    cut_off: bool,
+) -> list[Any]:
+    """The items of a whole answer."""
+    key = asked.response_id.removeprefix("resp_")
+    fold = Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts)
+    fold.add(message)
+    fold.finish(cut_off=cut_off)
+    return fold.items
 
 
 def _history(settings: ConverterSettings) -> History:

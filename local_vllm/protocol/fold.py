@@ -4,7 +4,7 @@ Says of every delta which items it opened, grew and closed, so that events can b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from msgspec import Raw, Struct
@@ -76,8 +76,11 @@ class Fold:
         splitter: ThinkSplitter | None = None,
         callees: Mapping[str, Callee] = MappingProxyType({}),
         tokens: TokenTexts | None = None,
+        on_reasoning: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_reasoning` is called when reasoning comes in a field of its own where it might have been in the text."""
         self._key = key
+        self._on_reasoning = on_reasoning
         self._splitter = splitter
         self._callees = callees
         self._tokens = tokens
@@ -97,7 +100,9 @@ class Fold:
         """Take in one delta: its reasoning, then its text, then its calls."""
         steps: list[Step] = []
         if reasoning := delta.reasoning or delta.reasoning_content:
-            self._stop_splitting(steps)  # the engine's parser does it
+            if self._splitter is not None:  # the engine's parser does it
+                self._on_reasoning()
+                self._stop_splitting(steps)
             self._say(GrowingReasoning, reasoning, steps)
         if delta.content:
             self._speak(delta.content, steps)

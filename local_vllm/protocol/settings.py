@@ -17,7 +17,8 @@ class ConverterSettings:
 
     `chat_template_opens_reasoning` says that the model's chat template already ends in an opening `<think>`.
     A whole answer shows this by its closing tag; an answer that was cut off before it does not.
-    `stores_responses` is false where `response_store` is none.
+    `engine_parses_reasoning` is true where the engines are known to have a reasoning parser; otherwise their answers
+    show it. `stores_responses` is false where `response_store` is none.
     """
 
     return_token_id_information: bool = False
@@ -29,6 +30,7 @@ class ConverterSettings:
     context_overflow: Literal["error", "incomplete"] = "error"
     hosted_tools: Literal["drop", "refuse"] = "drop"
     chat_template_opens_reasoning: bool = False
+    engine_parses_reasoning: bool = False
     reasoning_tags: tuple[str, str] | None = None
     uses_interleaved_reasoning: bool = True
     preserve_reasoning_in_assistant_content: bool = False

@@ -94,6 +94,13 @@ def store_setting(settings: ChatSettings) -> StoreSetting:
     return StoreSetting(settings.response_store, settings.response_store_max_mib << 20)
 
 
+def _has_reasoning_parser(settings: ChatSettings) -> bool:
+    """Whether that is known: of an engine of our own."""
+    if not isinstance(settings, LocalVLLMModelSettings):
+        return False
+    return bool(settings.vllm_serve_kwargs.flags().get("reasoning_parser"))
+
+
 def converter_settings(settings: ChatSettings) -> ConverterSettings:
     """The settings that concern conversion, in the converter's words."""
     return ConverterSettings(
@@ -106,6 +113,7 @@ def converter_settings(settings: ChatSettings) -> ConverterSettings:
         context_overflow=settings.context_overflow,
         hosted_tools=settings.hosted_tools,
         chat_template_opens_reasoning=settings.chat_template_opens_reasoning,
+        engine_parses_reasoning=_has_reasoning_parser(settings),
         reasoning_tags=settings.reasoning_tags,
         uses_interleaved_reasoning=settings.uses_interleaved_reasoning,
         preserve_reasoning_in_assistant_content=settings.preserve_reasoning_in_assistant_content,

@@ -76,33 +76,6 @@ def test_reasoning_in_the_text_is_found_where_tags_are_cut():
     ]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "kinds"),
-    [
-        ("<|im_start|>assistant\n<think>\n", ["reasoning", "message"]),
-        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ["message"]),
-        ("<|im_start|>assistant\n", ["message"]),
-    ],
-)
-def test_the_prompt_tells_whether_the_answer_begins_inside_a_block(prompt, kinds):
-    conversion = Conversion()
-    first = chunk({"role": "assistant", "content": ""}, prompt_text=prompt)
-    answer = "why</think>so" if kinds[0] == "reasoning" else "so"
-    events = parse(conversion.all([first, chunk({"content": answer}), chunk({}, "stop"), DONE]))
-    assert [item["type"] for item in check(events)["output"]] == kinds
-
-
-def test_without_the_prompt_the_setting_tells_it():
-    conversion = Conversion(chat_template_opens_reasoning=True)
-    (item,) = check(parse(conversion.all(stream_of({"content": "hm"}))))["output"]
-    assert item["type"] == "reasoning"
-
-
-def test_the_prompt_is_not_asked_for_when_tags_are_left_in_the_text():
-    assert json.loads(Conversion().call.body)["return_prompt_text"] is True
-    assert "return_prompt_text" not in json.loads(Conversion(uses_reasoning_parser=False).call.body)
-
-
 def test_two_calls_are_told_one_after_the_other():
     events = told(
         {"content": "see"},

@@ -12,7 +12,9 @@ from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 
 
 def sent(request=None, metadata=None, server=None, kwargs=None, overrides=None, chat=False):
-    settings = ConverterSettings(extra_body=server, chat_template_kwargs=kwargs, sampling_overrides=overrides)
+    settings = ConverterSettings(
+        extra_body=server, chat_template_kwargs=kwargs, sampling_overrides=overrides, uses_reasoning_parser=False
+    )
     body = dict(request or {})
     body |= {"messages": [{"role": "user", "content": "a"}]} if chat else {"input": "a"}
     if metadata is not None:
@@ -133,10 +135,7 @@ def test_the_higher_layer_decides(given, expected, chat):
             },
         ),
         ({"reasoning": {"effort": "none", "summary": "auto"}}, {"reasoning_effort": "none"}),
-        (
-            {"stream": True},
-            {"stream": True, "stream_options": {"include_usage": True}, "return_prompt_text": True},
-        ),
+        ({"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}),
     ],
 )
 def test_openai_s_fields_have_chat_s_names(request_fields, expected):

@@ -12,7 +12,7 @@ from local_vllm.errors import RequestError
 from local_vllm.protocol.converter import Converter, error_body, peek_model
 from local_vllm.protocol.settings import ConverterSettings
 
-CONVERTER = Converter(ConverterSettings())
+CONVERTER = Converter(ConverterSettings(uses_reasoning_parser=False))
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
 

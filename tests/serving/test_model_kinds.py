@@ -54,6 +54,15 @@ async def test_a_vllm_model_asks_the_engine_of_its_settings(one_engine: StandInE
     assert (asked["headers"]["authorization"], asked["headers"]["x-team"]) == ("Bearer sk-1", "blue")
 
 
+@pytest.mark.parametrize(("flags", "asked"), [({}, True), ({"reasoning_parser": "qwen3"}, None)])
+async def test_an_engine_of_ours_with_a_reasoning_parser_is_not_asked_for_its_prompt(
+    one_engine: StandInEngine, flags: dict[str, str], asked: bool | None
+) -> None:
+    settings = LocalVLLMModelSettings.model_validate(sizes(**flags))
+    await said(LocalVLLMModel("policy_model", settings, Replica(SECRET), source=over(one_engine)))
+    assert one_engine.asked[0]["body"].get("return_prompt_text") is asked
+
+
 async def test_a_local_model_asks_the_engine_of_its_source(one_engine: StandInEngine) -> None:
     settings = LocalVLLMModelSettings.model_validate(sizes())
     server = LocalVLLMModel("policy_model", settings, Replica(SECRET), source=over(one_engine))
