@@ -37,7 +37,7 @@ class LogReader:
             with open(self.path, "rb") as log:
                 log.seek(self._offset)
                 new = log.read(1 << 20)
-        except FileNotFoundError:
+        except OSError:
             return self.phase
         self._offset += len(new)
         for line in new.decode(errors="replace").splitlines():
@@ -45,11 +45,14 @@ class LogReader:
         return self.phase
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines that this launch wrote and that say something."""
-        with open(self.path, "rb") as log:
-            size = log.seek(0, 2)
-            log.seek(max(self._start, size - (1 << 16)))
-            text = log.read().decode(errors="replace")
+        """The last lines that this launch wrote and that say something; none where the file cannot be read."""
+        try:
+            with open(self.path, "rb") as log:
+                size = log.seek(0, 2)
+                log.seek(max(self._start, size - (1 << 16)))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return ""
         return "\n".join([line for line in text.splitlines() if not _NOISE.search(line)][-lines:])
 
 

@@ -20,6 +20,8 @@ from local_vllm.engine.spec import NAMESPACE, EngineSpec, EngineState, EngineSta
 from local_vllm.errors import EngineStartError, RunError
 
 STOP_DEADLINE_S = 25.0
+# What a lost engine leaves is ended node by node, its guard first.
+ENDED_WITHIN_S = 30.0
 LOOK_AGAIN_S = 0.5
 NAME_FREE_WITHIN_S = 30.0
 # Replicas and the run itself each keep one call open to learn of changes.
@@ -117,9 +119,15 @@ class OwnedEngine:
         return self._told(state, why, version=self.status.version + 1)
 
     def lost(self, why: str) -> EngineStatus:
-        """The status of an engine that could not be started again."""
+        """The status of an engine that could not be started again: what it was before counts no more."""
+        self.healthy_s = 0.0
         self.status = self._told(EngineState.LOST, why, version=self.status.version + 1)
         return self.status
+
+    async def ended(self) -> None:
+        """Return when nothing is left of a launch that was lost; what does not end in time goes with its actor."""
+        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
+            await asyncio.wait_for(_ask(self.actor.ended), ENDED_WITHIN_S)
 
     async def restarting(self, restarts: int, detail: str) -> EngineStatus:
         """Let those who ask hear that the engine will be started again; gives the status that says so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from local_vllm.plan.cluster import Cluster
 from local_vllm.plan.placement import Placement
 from local_vllm.processes import members
 from local_vllm.processes.tree import start_time
+
+logger = logging.getLogger(__name__)
 
 # Logs of ended runs that are kept.
 KEPT_LOGS = 20
@@ -138,6 +141,14 @@ def write(record: RunRecord) -> None:
     new = path.with_suffix(".new")
     new.write_bytes(_RECORD.dump_json(record, indent=1))
     new.replace(path)
+
+
+def rewrite(record: RunRecord) -> None:
+    """`write` for a run that is under way: a full disk must not end it."""
+    try:
+        write(record)
+    except OSError as error:
+        logger.warning("the record of run %s is out of date: %s", record.run_id, error)
 
 
 def forget(record: RunRecord) -> None:

@@ -6,6 +6,7 @@ How often that is done is decided in engine/supervise.py; how one launch goes is
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,8 @@ from local_vllm.runs.tenancy import Replanned, Tenant
 FREE_WITHIN_S = 60.0
 LOOK_AGAIN_S = 0.25
 
+logger = logging.getLogger(__name__)
+
 Tell = Callable[[EngineStatus], None]
 
 
@@ -33,17 +36,28 @@ class Recovery:
     def __init__(self, engine: OwnedEngine, tenant: Tenant, tell: Tell) -> None:
         self._engine = engine
         self._tenant = tenant
-        self._tell = tell
+        self._listener = tell
         self._restarts = Restarts(engine.spec.max_restarts)
         self._launches = 0
 
     async def keep_up(self) -> None:
-        """Return when the engine is over: ended on purpose, failed at its first start, or lost too often."""
+        """Return when the engine is over: ended on purpose, failed at its first start, or lost too often.
+
+        Never raises: nobody waits for this task, and an engine that nobody keeps up is given up.
+        """
+        try:
+            await self._keep_up()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the engine says so)
+            logger.exception("%s is not kept up any more", self._engine.spec.server)
+            await self._give_up(f"given up: {type(error).__name__}: {error}")
+
+    async def _keep_up(self) -> None:
         status = await self._engine.follow(self._tell)
         while status.state.is_lost:
             restarts = self._restarts.after_health(self._engine.healthy_s).next()
             if restarts is None:
-                return await self._give_up(status.detail)
+                count = self._restarts.count
+                return await self._give_up(f"given up after {count} restarts (max_restarts): {status.detail}")
             self._restarts = restarts
             await self._announce(status.reason)
             await asyncio.sleep(restarts.delay_s())
@@ -53,13 +67,21 @@ class Recovery:
         self._tell(await self._engine.restarting(self._restarts.count, why))
 
     async def _give_up(self, why: str) -> None:
-        await self._engine.give_up(f"given up after {self._restarts.count} restarts (max_restarts): {why}")
+        await self._engine.give_up(why)
         self._tell(self._engine.status)
+
+    def _tell(self, status: EngineStatus) -> None:
+        """An engine is not given up because nobody could be told of it."""
+        try:
+            self._listener(status)
+        except Exception:  # noqa: BLE001 (whoever is told has errors of its own)
+            logger.exception("%s is %s, which could not be told", status.server, status.state_in_words)
 
     async def _start_again(self) -> EngineStatus:
         """The last status of one more launch, which may not have come about."""
         reservation = None
         try:
+            await self._engine.ended()
             placement, reservation = await self._replanned()
             self._launches += 1
             spec = replace(

@@ -101,7 +101,7 @@ class SoleTenant:
         yield ServeShare(None, is_ours=True, has_root=True)
 
     def keep(self, record: RunRecord) -> None:
-        records.write(record)
+        records.rewrite(record)
 
     def close(self) -> None:
         pass
@@ -177,7 +177,7 @@ class FellowTenant:
         )
 
     def keep(self, record: RunRecord) -> None:
-        records.write(record)
+        records.rewrite(record)
         if self._registration is not None:
             self._registration.update(record)
 

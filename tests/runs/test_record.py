@@ -15,6 +15,7 @@ from local_vllm.plan.topology import PackStrategy, Topology
 from local_vllm.processes import members
 from local_vllm.processes.tree import start_time
 from local_vllm.runs import record as records
+from local_vllm.runs.tenancy import SoleTenant
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +81,12 @@ def test_only_the_newest_logs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         with records.run_record():
             pass
     assert len(list((records.state_folder() / "logs").iterdir())) == 2
+
+
+def test_a_full_disk_does_not_end_a_run_that_is_under_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with records.run_record() as record:
+        # A folder where the new record would be written.
+        (tmp_path / "local_vllm" / "runs" / f"{record.run_id}.new").mkdir()
+        SoleTenant().keep(replace(record, url="http://127.0.0.1:8000"))
+        assert records.records() == [record]
+    assert f"the record of run {record.run_id} is out of date" in caplog.text

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from local_vllm.engine import owned
 from local_vllm.engine.spec import EngineSpec, EngineState, EngineStatus
 from local_vllm.engine.supervise import HEALTHY_AGAIN_S
 from local_vllm.errors import PlacementError
@@ -56,6 +57,7 @@ class StandInEngine:
     healthy_s: float = 0.0
     launches: list[EngineSpec] = field(default_factory=list)
     given_up: str = ""
+    steps: list[str] = field(default_factory=list)
     status: EngineStatus = EngineStatus(0, "policy_model", "m", EngineState.STARTING)
 
     async def follow(self, tell: Callable[[EngineStatus], None]) -> EngineStatus:
@@ -69,7 +71,11 @@ class StandInEngine:
 
     async def renew(self, spec: EngineSpec) -> None:
         self.spec = spec
+        self.steps.append("renew")
         self.launches.append(spec)
+
+    async def ended(self) -> None:
+        self.steps.append("ended")
 
     async def prepare(self) -> bool:
         return True
@@ -85,6 +91,16 @@ class StandInEngine:
     async def give_up(self, why: str) -> None:
         self.given_up = why
         self.status = self._told(EngineState.FAILED, why)
+
+
+class StandInActor:
+    """Each of its methods is called through Ray, and answers nothing."""
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=self._answer)
+
+    async def _answer(self, *arguments: object) -> None:
+        return None
 
 
 @dataclass
@@ -170,6 +186,44 @@ async def test_it_waits_until_what_it_had_is_free() -> None:
     engine = StandInEngine([LOST, STOPPED])
     await kept_up(engine, StandInTenant(full=7))
     assert len(engine.launches) == 1
+
+
+async def test_nothing_is_left_of_a_launch_before_the_next_one() -> None:
+    engine = StandInEngine([LOST, LOST, STOPPED])
+    await kept_up(engine)
+    assert engine.steps == ["ended", "renew"] * 2
+
+
+@pytest.mark.timeout(20)
+async def test_an_engine_that_was_healthy_for_long_and_finds_no_room_is_given_up_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine as the run holds it; the actor behind it is stood in for."""
+    monkeypatch.setattr(recovery, "FREE_WITHIN_S", 0.0)
+    monkeypatch.setattr(owned, "_new_actor", lambda spec, anywhere=False: StandInActor())
+    engine = owned.OwnedEngine(SPEC)
+    engine.lost("it has ended")
+    engine.healthy_s = HEALTHY_AGAIN_S + 1
+    assert await kept_up(engine, StandInTenant(full=10**6)) == ["restarting 1/2", "restarting 2/2", "failed"]
+
+
+async def test_an_engine_is_started_again_though_nobody_can_be_told_of_it() -> None:
+    def full_disk(status: EngineStatus) -> None:
+        raise OSError("No space left on device")
+
+    engine = StandInEngine([LOST, STOPPED])
+    await Recovery(engine, StandInTenant(), full_disk).keep_up()  # type: ignore[arg-type]
+    assert len(engine.launches) == 1
+
+
+async def test_an_error_that_nobody_foresaw_gives_the_engine_up_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(topology: Topology) -> None:
+        raise KeyError("bundles")
+
+    engine, tenant = StandInEngine([LOST]), StandInTenant()
+    monkeypatch.setattr(tenant, "replan", broken)
+    assert (await kept_up(engine, tenant))[-1] == "failed"
+    assert engine.given_up == "given up: KeyError: 'bundles'"
 
 
 async def test_an_engine_that_finds_no_room_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
