@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import sys
@@ -199,6 +200,7 @@ def _asked(settings: GlobalSettings, source: Path, collection: Collection) -> As
         limit=settings.limit,
         agent=settings.agent_name,
         earlier_rows=collection.identity.rows if resumes else 0,
+        params=settings.responses_create_params,
     )
     return Asked(
         rows, settings.agent_name, settings.num_repeats, _concurrency(settings), settings.responses_create_params
@@ -253,9 +255,18 @@ def _allow_files(concurrency: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+class _Console(Console):
+    """Goes on in silence when nobody reads it any more: `| tee log` ends with the same Ctrl-C that asks for a grace."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+
+
 def _console() -> Console:
     # A log file has no width of its own, and a table folded to 80 columns cannot be read.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    return _Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Agents:
             return _refused(answer, content)
         try:
             rollout = verified(content)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
             shown = content[:200].decode(errors="replace")
             return Failed(Failure.INVALID_ANSWER, f"The answer is no rollout: {error}. It begins: {shown}", 200)
         headers = answer.headers
@@ -109,6 +109,26 @@ class Agents:
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
             return _failed(error, url, HEALTH_DEADLINE_S)
         return None if answer.status == 200 else _refused(answer, content)
+
+    async def refusal_of_all(self, agent: str, failed: Failed) -> str | None:
+        """Why an agent that is up would refuse every rollout as it did this one; None when that is the row's own fault.
+
+        A 404 may be of something that the row names, so it is asked whether there is a `/run`.
+        """
+        url, with_key = self._run_url(agent)
+        if failed.status == 401:
+            return f"{url} wants another key, of its own or of the models behind it: {failed.message}"
+        if failed.status == 405 or (failed.status == 404 and await self._status(url, with_key) == 404):
+            return f"`{agent}` is no agent, since there is nothing to roll out at {url}: {failed.message}"
+        return None
+
+    async def _status(self, url: URL, headers: dict[str, str]) -> int | None:
+        limit = aiohttp.ClientTimeout(total=HEALTH_DEADLINE_S)
+        try:
+            async with self._session.get(url, headers=headers, timeout=limit) as answer:
+                return answer.status
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+            return None
 
     def _run_url(self, agent: str) -> tuple[URL, dict[str, str]]:
         """Where an agent rolls out, and the header with its key."""

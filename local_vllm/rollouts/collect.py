@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import msgspec
 from rich.console import Console
 
 from local_vllm.errors import RunError
@@ -25,7 +24,7 @@ from local_vllm.rollouts.identity import Identity
 from local_vllm.rollouts.outage import Outage, Verdict, stopped_within
 from local_vllm.rollouts.progress import Progress
 from local_vllm.rollouts.results import Engine, Stamps, failure_line, output_line
-from local_vllm.rollouts.rows import Input, Row, agent_row, lines
+from local_vllm.rollouts.rows import NO_ROW, Input, Row, agent_row, lines
 from local_vllm.rollouts.summary import Session, Summary, keep_summary, summarized
 from local_vllm.rollouts.tally import Done, Tally
 
@@ -118,7 +117,7 @@ class Collector:
                     await self._work_until_done_or_stopped()
         summary = self._summary()
         if self._broken is not None:
-            with suppress(OSError):
+            with suppress(RunError):
                 keep_summary(summary, self._collection.paths)
             raise self._broken
         keep_summary(summary, self._collection.paths)
@@ -130,8 +129,7 @@ class Collector:
         if not self._done_before and (aside := self._collection.move_aside()):
             self._tell(f"{paths.output} was there already; it is now {aside.output}.")
         self._collection.keep_identity(self._asked.identity)
-        for stale in (paths.failures, paths.summary):
-            stale.unlink(missing_ok=True)
+        self._collection.remove_stale()
         self._output = stack.enter_context(closing(Lines(paths.output)))
         stack.callback(lambda: self._failures and self._failures.close())
 
@@ -142,7 +140,7 @@ class Collector:
                 continue
             if failed.failure is Failure.NO_CONNECTION:
                 raise RunError(f"{failed.message}; is ng_run up, and is this where it answers?")
-            if failed.status == 404:
+            if failed.failure is Failure.REJECTED:
                 raise RunError(f"there is no agent `{agent}` where it was looked for: {failed.message}")
             if await self._outage.looked_into(agent) is Verdict.STAYED_DOWN:
                 raise RunError(f"{agent} cannot answer: {failed.message}")
@@ -154,7 +152,7 @@ class Collector:
             if missing := done.missing(task):
                 try:
                     row = agent_row(line, asked.agent_name, asked.responses_create_params)
-                except msgspec.MsgspecError as error:
+                except NO_ROW as error:
                     raise RunError(f"{asked.rows.path}: row {task} has changed since the start: {error}") from error
                 yield from (Rollout(task, number, row) for number in missing)
 
@@ -166,7 +164,7 @@ class Collector:
         if not workers:
             return
         try:
-            await asyncio.wait(workers)
+            await self._until_ended(workers)
         except asyncio.CancelledError:
             await self._stop(workers)
         finally:
@@ -174,13 +172,25 @@ class Collector:
                 worker.cancel()
             await asyncio.wait(workers)
 
+    async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
+        """Until all have ended. Where an agent stayed down, what is in flight has its grace; after an error, nothing has."""
+        ended, stopping = asyncio.ensure_future(asyncio.wait(workers)), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if self._broken is None and not ended.done():
+                self._tell(f"Stopping: {self._in_flight_and_grace()}.")
+                await asyncio.wait((ended,), timeout=self._deadlines.grace_s)
+        finally:
+            ended.cancel()
+            stopping.cancel()
+
+    def _in_flight_and_grace(self) -> str:
+        return f"{self._tally.in_flight} rollouts in flight get up to {self._deadlines.grace_s:.0f} s"
+
     async def _stop(self, workers: list[asyncio.Task[None]]) -> None:
         """Nothing new; what is in flight may finish, until the grace is over or a second cancellation."""
         self._stopping.set()
-        self._tell(
-            f"Stopping: {self._tally.in_flight} rollouts in flight get up to {self._deadlines.grace_s:.0f} s; "
-            "Ctrl-C again cuts them off."
-        )
+        self._tell(f"Stopping: {self._in_flight_and_grace()}; Ctrl-C again cuts them off.")
         try:
             await asyncio.wait(workers, timeout=self._deadlines.grace_s)
         except asyncio.CancelledError:
@@ -214,6 +224,8 @@ class Collector:
                 continue
             if verdict is Verdict.STOPPED:
                 return None
+            if reason := await self._agents.refusal_of_all(rollout.row.agent, outcome):
+                raise RunError(reason)
             wait_s = wait_before_next_s(outcome, attempt)
             if wait_s is None or not self._budget.take(outcome.failure):
                 return self._give_up(rollout, outcome, attempt)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from local_vllm.errors import ConfigError, Problem
+from local_vllm.rollouts.disk import reading
 from local_vllm.rollouts.files import Collection, cut_torn_line
 from local_vllm.rollouts.identity import Identity, differences
 from local_vllm.rollouts.results import finished
@@ -39,7 +40,7 @@ def tally_of(output: Path, tasks: int, repeats: int, tell: Callable[[str], None]
     if torn := cut_torn_line(output):
         tell(f"{output}: the last line was torn; its {torn} bytes are cut off, and its rollout is done again.")
     twice = 0
-    with output.open("rb", buffering=1 << 20) as file:
+    with reading(output), output.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
             try:
                 row = finished(line)

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from local_vllm.errors import RunError
+from local_vllm.rollouts.disk import writing
 from local_vllm.rollouts.identity import Identity
 
 _BLOCK = 1 << 20
@@ -91,16 +92,26 @@ class Collection:
         self._write(Held(_this_process(), identity))
 
     def move_aside(self) -> Paths | None:
-        """Move what an earlier collection left out of the way; where to, or None when there was no output."""
+        """Move what an earlier collection left out of the way; where to, or None when there was no output.
+
+        What it was a collection of goes first: an output without that could not be gone on with.
+        """
         if not self.has_output:
             return None
         aside = self.paths.aside()
-        for name in ("output", "failures", "summary"):
-            with suppress(FileNotFoundError):
-                getattr(self.paths, name).rename(getattr(aside, name))
-        if self._said is not None:
-            aside.collection.write_bytes(_HELD.dump_json(self._said, indent=1))
+        with writing(aside.output):
+            if self._said is not None:
+                aside.collection.write_bytes(_HELD.dump_json(self._said, indent=1))
+            for name in ("output", "failures", "summary"):
+                with suppress(FileNotFoundError):
+                    getattr(self.paths, name).rename(getattr(aside, name))
         return aside
+
+    def remove_stale(self) -> None:
+        """Remove what an earlier session said of its end."""
+        for stale in (self.paths.failures, self.paths.summary):
+            with writing(stale):
+                stale.unlink(missing_ok=True)
 
     @property
     def has_output(self) -> bool:
@@ -111,11 +122,14 @@ class Collection:
             return False
 
     def _write(self, held: Held) -> None:
-        """In place: the lock is on this very file. It is small enough to arrive whole."""
+        """In place: the lock is on this very file. It is small enough to arrive whole, and blanks cover what is left of
+        a longer one, so that it is JSON at any moment.
+        """
         self._said = held
         content = _HELD.dump_json(held, indent=1)
-        os.pwrite(self._fd, content, 0)
-        os.ftruncate(self._fd, len(content))
+        with writing(self.paths.collection):
+            os.pwrite(self._fd, content.ljust(os.fstat(self._fd).st_size), 0)
+            os.ftruncate(self._fd, len(content))
 
 
 @contextmanager
@@ -135,7 +149,8 @@ def held(paths: Paths) -> Iterator[Collection]:
         yield collection
     finally:
         if not paths.output.exists() and os.fstat(fd).st_nlink:
-            paths.collection.unlink(missing_ok=True)
+            with suppress(OSError):
+                paths.collection.unlink(missing_ok=True)
         os.close(fd)
 
 
@@ -176,9 +191,9 @@ def _this_process() -> Holder:
 def cut_torn_line(path: Path) -> int:
     """Cut what stands after the last line break: a line that was being written when its writer was killed.
 
-    Returns how many bytes that was.
+    Returns how many bytes that was. Raises RunError.
     """
-    with path.open("r+b") as file:
+    with writing(path), path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         whole = _end_of_last_line(file.fileno(), size)
         file.truncate(whole)
@@ -202,18 +217,20 @@ class Lines:
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._path = path
-        self._fd = os.open(path, flags, 0o644)
+        with writing(path):
+            self._fd = os.open(path, flags, 0o644)
 
     def add(self, line: bytes) -> None:
         """Raises RunError when it cannot be written; the file ends with a whole line then too."""
         written = 0
-        try:
-            while written < len(line):
-                written += os.write(self._fd, line[written:] if written else line)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-            raise RunError(f"{self._path} cannot be written: {error.strerror}") from error
+        with writing(self._path):
+            try:
+                while written < len(line):
+                    written += os.write(self._fd, line[written:] if written else line)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise
 
     def close(self) -> None:
         with suppress(OSError):

@@ -41,28 +41,35 @@ class Outage:
         self._tell = tell
         self._deadline_s = deadline_s
         self._watch: asyncio.Task[Verdict] | None = None
+        self._watched: str | None = None
         self.agent: str | None = None
         self.paused_s = 0.0
 
     async def over(self) -> None:
         """Return when nothing is suspected of being down; at once in good times."""
-        while self._watch is not None and not self._stopping.is_set():
-            await asyncio.shield(self._watch)
+        while (watch := self._running()) and not self._stopping.is_set():
+            await asyncio.shield(watch)
 
     async def looked_into(self, agent: str) -> Verdict:
-        """Look at the agent's health, together with everybody else who asks meanwhile; wait until it is back."""
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._until_back(agent))
-            self._watch.add_done_callback(self._forget)
-        return await asyncio.shield(self._watch)
+        """Look at the agent's health, together with everybody else who asks meanwhile; wait until it is back.
+
+        While another agent is looked after, that one is waited for first.
+        """
+        while (watch := self._running()) and self._watched != agent:
+            await asyncio.shield(watch)
+        if watch is None:
+            watch = self._watch = asyncio.create_task(self._until_back(agent))
+            self._watched = agent
+        return await asyncio.shield(watch)
+
+    def _running(self) -> asyncio.Task[Verdict] | None:
+        """To wait for one that has ended would not let anybody else run."""
+        return None if self._watch is None or self._watch.done() else self._watch
 
     def close(self) -> None:
         """Look no more."""
         if self._watch is not None:
             self._watch.cancel()
-
-    def _forget(self, _: asyncio.Task[Verdict]) -> None:
-        self._watch = None
 
     async def _until_back(self, agent: str) -> Verdict:
         failed = await self._absence(agent)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from local_vllm.errors import ConfigError, Problem
+from local_vllm.rollouts.disk import reading
 
 PARAMS = "responses_create_params"
 # Ours in an output row, so a row that is the output of an earlier collection loses its own.
@@ -22,6 +23,8 @@ STAMPS = frozenset(
     {"_ng_task_index", "_ng_rollout_index", "_ng_attempt", "_ng_timings", "_ng_tokens", "_ng_engine"}
 )
 PROBLEMS_SHOWN = 10
+# What a line that is no row, or that no agent could be sent, raises when it is read.
+NO_ROW = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _READ_AHEAD = 1 << 20
 
 Fields = dict[str, msgspec.Raw]
@@ -68,8 +71,10 @@ class Row(NamedTuple):
     body: bytes
 
 
-def checked_input(path: Path, *, limit: int | None, agent: str | None, earlier_rows: int) -> Input:
-    """Read every row that will be rolled out once, in bounded memory.
+def checked_input(
+    path: Path, *, limit: int | None, agent: str | None, earlier_rows: int, params: Mapping[str, Any] = {}
+) -> Input:
+    """Read every row that will be rolled out, with `params` over its own, once and in bounded memory.
 
     Raises ConfigError when it cannot be read, or with the line number of each row that is none, up to the tenth.
     """
@@ -79,7 +84,11 @@ def checked_input(path: Path, *, limit: int | None, agent: str | None, earlier_r
     for number, line in _numbered_rows(path, limit):
         try:
             head = decode(line)
-        except msgspec.MsgspecError as error:
+            line.decode()
+            # Without fields of its own a row is passed on as it came.
+            if params:
+                agent_row(line, agent, params)
+        except NO_ROW as error:
             problems.append(Problem(f"{path}:{number}", _why_no_row(error, agent)))
             if len(problems) == PROBLEMS_SHOWN:
                 break
@@ -98,7 +107,11 @@ def checked_input(path: Path, *, limit: int | None, agent: str | None, earlier_r
     return Input(path, rows, digest.hexdigest(), frozenset(agents), earlier)
 
 
-def _why_no_row(error: msgspec.MsgspecError, agent: str | None) -> str:
+def _why_no_row(error: Exception, agent: str | None) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8, as JSON has to be: {error.reason} at its byte {error.start + 1}"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply to be read"
     if not isinstance(error, msgspec.ValidationError):
         return f"is not JSON: {error}"
     hint = ", or give +agent_name=..." if agent is None and "agent_ref" in str(error) else ""
@@ -118,15 +131,15 @@ def _numbered_rows(path: Path, limit: int | None) -> Iterator[tuple[int, bytes]]
 
 
 def lines(path: Path, rows: int) -> Iterator[bytes]:
-    """The first `rows` rows, as they stand in the file."""
-    with path.open("rb", buffering=_READ_AHEAD) as file:
+    """The first `rows` rows, as they stand in the file. Raises RunError when it cannot be read any more."""
+    with reading(path), path.open("rb", buffering=_READ_AHEAD) as file:
         yield from islice(filter(None, map(bytes.strip, file)), rows)
 
 
 def agent_row(line: bytes, agent: str | None, params: Mapping[str, Any]) -> Row:
     """A row for its agent, with `params` over its own request fields.
 
-    Raises msgspec.MsgspecError when the line is no row any more.
+    Raises one of NO_ROW when the line is no row any more.
     """
     fields = _fields.decode(line)
     name = agent if agent is not None else _head_with_agent.decode(line).agent_ref.name

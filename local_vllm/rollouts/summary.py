@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter
 from rich.table import Table
 
+from local_vllm.rollouts.disk import writing
 from local_vllm.rollouts.files import Paths
 from local_vllm.rollouts.tally import Tally
 
@@ -124,10 +125,11 @@ def summarized(tally: Tally, session: Session) -> Summary:
 
 
 def keep_summary(summary: Summary, paths: Paths) -> None:
-    """Write it whole or not at all."""
+    """Write it whole or not at all. Raises RunError when it cannot be written."""
     new = paths.summary.with_suffix(".new")
-    new.write_bytes(_SUMMARY.dump_json(summary, indent=1) + b"\n")
-    new.replace(paths.summary)
+    with writing(paths.summary):
+        new.write_bytes(_SUMMARY.dump_json(summary, indent=1) + b"\n")
+        new.replace(paths.summary)
 
 
 def summary_table(summary: Summary) -> Table:

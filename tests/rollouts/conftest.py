@@ -72,18 +72,18 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def collect(
-    agent: StandInAgent, tmp_path: Path, output: Path, console: Console, short_waits: None
-) -> Collect:
+def collect(agent: StandInAgent, tmp_path: Path, output: Path, console: Console, short_waits: None) -> Collect:
     """A collection in this process; `deadlines`, `console`, `agent_name`, `resume`, `limit` and fields of Asked."""
+
     async def collected(rows: list[dict[str, Any]], **more: Any) -> Summary:
         deadlines, shown = more.pop("deadlines", Deadlines()), more.pop("console", console)
         named, resume, limit = more.pop("agent_name", AGENT), more.pop("resume", False), more.pop("limit", None)
         file = write_rows(tmp_path / "rows.jsonl", rows)
         with held(Paths(output)) as collection:
             then = collection.identity.rows if collection.identity else 0
-            read = checked_input(file, limit=limit, agent=named, earlier_rows=then)
             values = {"num_repeats": 1, "concurrency": 20, "responses_create_params": {}} | more
+            params = values["responses_create_params"]
+            read = checked_input(file, limit=limit, agent=named, earlier_rows=then, params=params)
             asked = Asked(read, named, **values)
             tally = tally_to_begin_with(asked, collection, resume, console.print)
             return await Collector(asked, collection, tally, shown, deadlines).collect(lambda name: f"{agent.url}/{name}")

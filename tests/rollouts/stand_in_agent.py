@@ -34,6 +34,7 @@ class StandInAgent:
         self.in_flight = self.most_in_flight = self.looks = self.calls_while_down = 0
         self.app = web.Application(client_max_size=1 << 30)
         self.app.router.add_post("/{agent}/run", self.run)
+        self.app.router.add_get("/{agent}/run", self.look)
         self.app.router.add_post("/{agent}/v1/responses", self.respond)
         self.app.router.add_get("/{agent}/health", self.health)
         self.app.router.add_post("/v1/chat/completions", self.chat)
@@ -56,7 +57,13 @@ class StandInAgent:
         error = {"message": "the engine restarts", "code": "engine_restarting", "type": "server_error"}
         return web.json_response({"error": error}, status=503, headers={"retry-after": "0"})
 
+    async def look(self, request: web.Request) -> web.Response:
+        """A server whose name begins with `model` is well, and no agent."""
+        return web.Response(status=404 if request.match_info["agent"].startswith("model") else 405)
+
     async def run(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["agent"].startswith("model"):
+            return web.Response(status=404, text="Nothing is at /run.")
         body = await request.read()
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

@@ -191,6 +191,23 @@ def test_a_signal_lets_what_is_in_flight_finish_and_says_how_to_go_on(
     assert done == len(written(output)) and done % 5 == 0
 
 
+def test_a_pipe_that_nobody_reads_any_more_costs_neither_the_grace_nor_the_summary(
+    served: AgentProcess, tmp_path: Path, output: Path
+) -> None:
+    rows = rows_of(tmp_path, 200, delay_s=0.2)
+    words = command(served, rows, output, "+concurrency=5")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, cwd=tmp_path)
+    try:
+        until_lines(process, output, 10)
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 1
+    finally:
+        process.kill()
+    done = json.loads(Paths(output).summary.read_text())["done"]
+    assert done == len(written(output)) and done % 5 == 0
+
+
 def test_a_second_signal_cuts_what_is_in_flight_off(served: AgentProcess, tmp_path: Path, output: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [row(i, delay_s=0 if i < 3 else 100) for i in range(20)])
     with collecting(served, rows, output, "+concurrency=5") as process:

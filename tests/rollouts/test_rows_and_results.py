@@ -160,3 +160,24 @@ def test_ten_rows_that_are_none_are_told_and_no_more(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         checked_input(file, limit=None, agent="a", earlier_rows=0)
     assert len(refused.value.problems) == 10
+
+
+DEEP = b'{"responses_create_params": {}, "x": %s%s}' % (b"[" * 50_000, b"]" * 50_000)
+NO_ROWS = {
+    "latin-1": (b'{"responses_create_params": {"input": "caf\xe9"}}', {}, "is not UTF-8"),
+    "a key in latin-1": (b'{"responses_create_params": {}, "caf\xe9": 1}', {}, "is not UTF-8"),
+    "a number that is too large": (b'{"responses_create_params": {"top_p": 1e400}}', {"n": 1}, "Number out of range"),
+    "too deep": (DEEP, {}, "is nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("line", "params", "told"), NO_ROWS.values(), ids=NO_ROWS)
+def test_a_row_that_could_not_be_sent_is_told_with_its_line_before_anything_is(
+    tmp_path: Path, line: bytes, params: dict[str, Any], told: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"responses_create_params": {}}\n' + line + b"\n")
+    with pytest.raises(ConfigError) as refused:
+        checked_input(file, limit=None, agent="a", earlier_rows=0, params=params)
+    [problem] = refused.value.problems
+    assert problem.path == f"{file}:2" and told in problem.message
