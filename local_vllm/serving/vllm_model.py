@@ -53,6 +53,7 @@ class VLLMModel(ModelServer):
             native=settings.is_responses_native,
             patience=patience,
             max_in_flight=settings.max_requests_in_flight,
+            replica=replica.name,
         )
 
     async def responses(self, request: Request, body: bytes) -> Answer:

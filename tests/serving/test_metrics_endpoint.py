@@ -14,16 +14,20 @@ import aiohttp
 import pytest
 from chat_events import FIRST, HeldEngine, chunk, said, started
 from prometheus_client.parser import text_string_to_metric_families
-from servers_under_test import model_server, over
+from servers_under_test import SECRET, model_server, over
 from stand_in_engine import MODEL, StandInEngine, closed_port, engine, serving
 
 from local_vllm.config.client_keys import ClientKeys
+from local_vllm.config.schema import OpenAIModelSettings, VLLMModelSettings
 from local_vllm.engine.spec import EngineState, EngineStatus
 from local_vllm.serving import metrics
 from local_vllm.serving.access import Access
 from local_vllm.serving.endpoints import Endpoint, NotReady, Ready
 from local_vllm.serving.engine_endpoints import endpoint_state
 from local_vllm.serving.gateway import Gateway
+from local_vllm.serving.openai_model import OpenAIModel
+from local_vllm.serving.replica import Replica
+from local_vllm.serving.vllm_model import VLLMModel
 from local_vllm.serving.watched_endpoints import WatchedEndpoints
 
 pytestmark = pytest.mark.timeout(30)
@@ -311,6 +315,21 @@ async def test_counts_of_several_replicas_are_told_apart(one_engine: StandInEngi
         ("a1", "policy_model"),
         ("b2", "policy_model"),
     }
+
+
+async def test_a_server_of_the_configuration_tells_its_replica(one_engine: StandInEngine) -> None:
+    at = {"base_url": one_engine.base_url, "model": MODEL}
+    replica = Replica(SECRET, name="a1")
+    servers = [
+        VLLMModel("policy_model", VLLMModelSettings.model_validate(at), replica),
+        OpenAIModel("judge_model", OpenAIModelSettings.model_validate(at | {"api_key": "k"}), replica),
+    ]
+    for server in servers:
+        async with serving(server) as address:
+            assert await post(f"{address}/v1/responses", ASK) == 200
+            scraped = await scrape(address)
+        assert scraped.of(metrics.IN_FLIGHT, server=server.name) == {("a1",): 0}
+        assert scraped.of(metrics.REQUESTS, server=server.name) == {("200", "a1", "/v1/responses"): 1}
 
 
 async def test_a_server_at_its_mount_has_it_too(address: str) -> None:
