@@ -6,7 +6,7 @@ What is sent to an agent for a row is made here; who sends it, and when, is coll
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,8 +43,22 @@ class _HeadWithAgent(_Head):
     agent_ref: _AgentRef
 
 
-_head = msgspec.json.Decoder(_Head)
+class _ReadHead(msgspec.Struct):
+    responses_create_params: dict[str, Any]
+
+
+class _ReadHeadWithAgent(_ReadHead):
+    agent_ref: _AgentRef
+
+
 _head_with_agent = msgspec.json.Decoder(_HeadWithAgent)
+# By whether each row names its agent, and whether its request fields have to be read to be merged with others.
+_HEADS = {
+    (False, False): msgspec.json.Decoder(_Head),
+    (True, False): _head_with_agent,
+    (False, True): msgspec.json.Decoder(_ReadHead),
+    (True, True): msgspec.json.Decoder(_ReadHeadWithAgent),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +88,17 @@ class Row(NamedTuple):
 def checked_input(
     path: Path, *, limit: int | None, agent: str | None, earlier_rows: int, params: Mapping[str, Any] = {}
 ) -> Input:
-    """Read every row that will be rolled out, with `params` over its own, once and in bounded memory.
+    """Read every row that will be rolled out, with `params` over its own fields, once and in bounded memory.
 
     Raises ConfigError when it cannot be read, or with the line number of each row that is none, up to the tenth.
     """
     digest, earlier = hashlib.blake2b(digest_size=16), None
     rows, agents, problems = 0, set() if agent is None else {agent}, []
-    decode = (_head if agent is not None else _head_with_agent).decode
+    decode: Callable[[bytes], Any] = _HEADS[agent is None, bool(params)].decode
     for number, line in _numbered_rows(path, limit):
         try:
             head = decode(line)
             line.decode()
-            # Without fields of its own a row is passed on as it came.
-            if params:
-                agent_row(line, agent, params)
         except NO_ROW as error:
             problems.append(Problem(f"{path}:{number}", _why_no_row(error, agent)))
             if len(problems) == PROBLEMS_SHOWN:
