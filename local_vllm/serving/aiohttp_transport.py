@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import lru_cache, partial
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -40,20 +41,9 @@ class AiohttpTransport:
     async def post(
         self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> EngineAnswer:
-        begun = time.monotonic()
+        answer = await self._head_of_answer("POST", url, body, headers, timeouts)
         try:
-            return await self._post_once(url, body, headers, timeouts)
-        except ConnectionBroken:
-            if time.monotonic() - begun > STALE_WITHIN_S:
-                raise
-        return await self._post_once(url, body, headers, timeouts)
-
-    async def _post_once(
-        self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
-    ) -> EngineAnswer:
-        limits = _whole(timeouts)
-        try:
-            async with self._open().post(_parsed(url), data=body, headers=headers, timeout=limits) as answer:
+            async with answer:
                 return EngineAnswer(answer.status, _content_type(answer), await answer.read(), _retry_after(answer))
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
@@ -62,27 +52,35 @@ class AiohttpTransport:
     async def stream(
         self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts, *, method: str = "POST"
     ) -> AsyncIterator[EngineStream]:
-        begun = time.monotonic()
-        try:
-            answer = await self._begin_stream(method, url, body, headers, timeouts)
-        except ConnectionBroken:
-            if time.monotonic() - begun > STALE_WITHIN_S:
-                raise
-            answer = await self._begin_stream(method, url, body, headers, timeouts)
+        answer = await self._head_of_answer(method, url, body, headers, timeouts)
         try:
             async with answer:
                 yield EngineStream(answer.status, _content_type(answer), _pieces(answer), _retry_after(answer))
         except (aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
 
-    async def _begin_stream(
+    async def _head_of_answer(
         self, method: str, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts
     ) -> aiohttp.ClientResponse:
-        call = partial(self._open().request, method, _parsed(url), headers=headers, timeout=_in_pieces(timeouts))
+        """An answer whose body is still to be read.
+
+        A connection that was used before may have been dropped while it was idle: then the request was not read, and
+        is sent again. It may also have been the death of the engine, which then accepts no other.
+        """
+        call = partial(self._open().request, method, _parsed(url), headers=headers, timeout=_limits(timeouts))
+        connection, begun = _Connection(), time.monotonic()
+        try:
+            return await call(data=body or None, trace_request_ctx=connection)
+        except (aiohttp.ClientError, OSError) as error:
+            broken = _translated(error)
+            stale = connection.is_used and time.monotonic() - begun <= STALE_WITHIN_S
+            if not stale or not isinstance(broken, ConnectionBroken):
+                raise broken from error
         try:
             return await call(data=body or None)
         except (aiohttp.ClientError, OSError) as error:
-            raise _translated(error) from error
+            again = _translated(error)
+            raise (broken if isinstance(again, NoConnection) else again) from error
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -103,7 +101,27 @@ class AiohttpTransport:
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
             trust_env=False,
             read_bufsize=1 << 20,
+            trace_configs=[_tells_of_reuse()],
         )
+
+
+class _Connection:
+    """What a call finds out about the connection that it was given."""
+
+    __slots__ = ("is_used",)
+
+    def __init__(self) -> None:
+        self.is_used = False
+
+
+def _tells_of_reuse() -> aiohttp.TraceConfig:
+    async def told(session: object, context: Any, params: object) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.is_used = True
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(told)
+    return tracing
 
 
 async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -128,13 +146,8 @@ def _parsed(url: str) -> URL:
 
 
 @lru_cache(maxsize=16)
-def _whole(timeouts: Timeouts) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=timeouts.total_s, sock_connect=timeouts.connect_s)
-
-
-@lru_cache(maxsize=16)
-def _in_pieces(timeouts: Timeouts) -> aiohttp.ClientTimeout:
-    """Who reads the pieces knows how long each may take."""
+def _limits(timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    """Who reads the pieces of a stream knows how long each may take."""
     return aiohttp.ClientTimeout(total=timeouts.total_s, sock_connect=timeouts.connect_s)
 
 
