@@ -58,6 +58,10 @@ SET_BY_US: dict[str, str] = {
     "ssl_keyfile": _ALONE,
     "ssl_certfile": _ALONE,
 }
+# vLLM sends its statistics to its log and to /metrics, or nowhere.
+NEEDED_BY_US: dict[str, str] = {
+    "disable_log_stats": "the engine is watched by its statistics; show_vllm_engine_stats says whether they are logged",
+}
 
 
 @cache
@@ -77,6 +81,8 @@ def flag_problems(serve_kwargs: Mapping[str, Any]) -> Iterator[Problem]:
         flag = snake_case(key)
         if flag in SET_BY_US:
             yield Problem(key, f"must not be set here; {SET_BY_US[flag]}")
+        elif flag in NEEDED_BY_US and _as_switch(value):
+            yield Problem(key, f"must not be true; {NEEDED_BY_US[flag]}")
         elif flag not in known_flags():
             settable = known_flags().keys() - SET_BY_US.keys()
             hint = did_you_mean(flag, settable)

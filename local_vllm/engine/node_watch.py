@@ -18,11 +18,15 @@ GOES_ON_S = 20.0
 
 
 class NodeWatch:
-    """The members that enlisted themselves in `folder`, on the node where this object is."""
+    """The members that enlisted themselves in `folder`, on the node where this object is.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        settled: those that another such object had settled on.
+    """
+
+    def __init__(self, folder: Path, settled: tuple[Member, ...] = ()) -> None:
         self._folder = folder
-        self._members: tuple[Member, ...] = ()
+        self._members = settled
         self._starting: dict[Member, float | None] = {}
 
     def lost_while_starting(self) -> Member | None:

@@ -16,12 +16,13 @@ from types import TracebackType
 
 import aiohttp
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from local_vllm.engine.metrics import ranks_seen
 from local_vllm.engine.node_watch import NodeWatch
-from local_vllm.engine.supervise import Look, RankSeen
-from local_vllm.processes.members import Seen
+from local_vllm.engine.supervise import PAUSE_TOLD_WITHIN_S, AskPaused, Look, RankSeen, SendCanary
+from local_vllm.processes.members import Member, Seen
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ ASK_EVERY_S = 2.0
 # Long after it has been silent for too long: only then is its connection given up.
 ANSWER_WITHIN_S = 600.0
 ASK_NODE_EVERY_S = 0.5
+# Nobody answers for a node that is cut off, and Ray takes its time to give it up.
+NODE_ANSWERS_WITHIN_S = 10.0
 # How a canary is asked for again that was refused, because the engine is full say.
 ASK_AGAIN_S = 2.0
 # The share of a CPU that counts as computing, had or wanted by all processes of the engine over so many seconds. Idle,
@@ -47,6 +50,12 @@ class Address:
     model: str
 
 
+def node_watch_on(node_id: str, folder: Path, settled: tuple[Member, ...] = ()) -> ActorHandle:
+    """An actor on that node that looks at the processes there."""
+    pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(NodeWatch).options(num_cpus=0, scheduling_strategy=pinned).remote(folder, settled)
+
+
 class FarNode:
     """A node besides the engine's own: an actor of ours looks at the processes there."""
 
@@ -55,23 +64,26 @@ class FarNode:
         self.is_lost = False
         self.seen: tuple[Seen, ...] = ()
         self._node_id = node_id
-        pinned = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        self._actor = ray.remote(NodeWatch).options(num_cpus=0, scheduling_strategy=pinned).remote(folder)
+        self._folder = folder
+        self._settled: tuple[Member, ...] = ()
+        self._actor = node_watch_on(node_id, folder)
 
     async def settle(self) -> None:
-        await self._actor.settle.remote()
+        self._settled = await self._actor.settle.remote()
 
     async def watch(self) -> None:
-        """Look until the node is lost. An actor that died on a node that lives says nothing of the engine."""
+        """Look until the node is lost. An actor that died on a node that lives says nothing of the engine: there is
+        another one then, for the same processes.
+        """
         while not self.is_lost:
             try:
-                self.seen = await self._actor.look.remote()
-            except ray.exceptions.RayError as error:
+                self.seen = await asyncio.wait_for(_finished(self._actor.look), NODE_ANSWERS_WITHIN_S)
+            except (ray.exceptions.RayError, TimeoutError) as error:
                 if await asyncio.to_thread(self._is_dead):
                     self.is_lost = True
-                elif not isinstance(error, ray.exceptions.ActorUnavailableError):
-                    logger.warning("%s: its processes are not watched any more: %s", self.address, type(error).__name__)
-                    return
+                elif not isinstance(error, ray.exceptions.ActorUnavailableError | TimeoutError):
+                    logger.warning("%s: its processes are watched anew: %s", self.address, type(error).__name__)
+                    self._actor = await asyncio.to_thread(node_watch_on, self._node_id, self._folder, self._settled)
             await asyncio.sleep(ASK_NODE_EVERY_S)
 
     def _is_dead(self) -> bool:
@@ -85,8 +97,8 @@ class FarNode:
             ray.kill(self._actor)
 
 
-async def _finished(method) -> None:
-    await method.remote()
+async def _finished(method):
+    return await method.remote()
 
 
 class Watch:
@@ -97,12 +109,14 @@ class Watch:
         self._here = here
         self._far = far
         self._tasks: list[asyncio.Task[None]] = []
-        self._canaries: dict[int, asyncio.Task[None]] = {}
+        self._asked: dict[SendCanary | AskPaused, asyncio.Task[None]] = {}
         self._back: set[int] = set()
+        self._refused: set[int] = set()
+        self._paused = False
         self._told: Mapping[int, RankSeen] | None = None
         self._heard = False
         self._asked_at: float | None = None
-        self._cpu: dict[int, float] = {}
+        self._cpu: dict[tuple[str, Member], float] = {}
         self._cpu_since = 0.0
         self._computes = False
 
@@ -117,7 +131,7 @@ class Watch:
         return self
 
     async def __aexit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        tasks = [*self._tasks, *self._canaries.values()]
+        tasks = [*self._tasks, *self._asked.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -133,7 +147,9 @@ class Watch:
             before = now
 
     def _look(self, step_s: float, now: float) -> Look:
-        seen = [*self._here.look(), *(each for node in self._far for each in node.seen)]
+        placed = [("", each) for each in self._here.look()]
+        placed += [(node.address, each) for node in self._far for each in node.seen]
+        seen = [each for _, each in placed]
         look = Look(
             step_s=step_s,
             gone=tuple(str(each.member) for each in seen if each.is_gone),
@@ -142,19 +158,22 @@ class Watch:
             ranks=self._told,
             heard=self._heard,
             unheard=self._asked_at is not None and now - self._asked_at > ASK_EVERY_S,
-            computes=self._uses_cpu(seen, now),
+            computes=self._uses_cpu(placed, now),
             canaries_back=frozenset(self._back),
+            canaries_refused=frozenset(self._refused),
+            paused=self._paused,
         )
-        self._told, self._heard = None, False
+        self._told, self._heard, self._paused = None, False, False
         self._back.clear()
+        self._refused.clear()
         return look
 
-    def _uses_cpu(self, seen: Sequence[Seen], now: float) -> bool:
+    def _uses_cpu(self, placed: Sequence[tuple[str, Seen]], now: float) -> bool:
         if now - self._cpu_since >= COMPUTES_OVER_S:
-            used = sum(max(0.0, each.cpu_s - self._cpu.get(each.member.pid, each.cpu_s)) for each in seen)
+            cpu = {(node, each.member): each.cpu_s for node, each in placed}
+            used = sum(max(0.0, cpu_s - self._cpu.get(whose, cpu_s)) for whose, cpu_s in cpu.items())
             self._computes = used >= COMPUTES_SHARE * (now - self._cpu_since)
-            self._cpu = {each.member.pid: each.cpu_s for each in seen}
-            self._cpu_since = now
+            self._cpu, self._cpu_since = cpu, now
         return self._computes
 
     async def _ask_metrics(self) -> None:
@@ -168,21 +187,29 @@ class Watch:
                     self._asked_at = None
             await asyncio.sleep(ASK_EVERY_S)
 
-    def send_canary(self, rank: int) -> None:
-        """Ask that rank for a token; a later look tells when it came."""
-        if rank not in self._canaries or self._canaries[rank].done():
-            self._canaries[rank] = asyncio.create_task(self._canary(rank))
+    def ask(self, what: SendCanary | AskPaused) -> None:
+        """Ask the engine; a later look tells what it answered."""
+        if what not in self._asked or self._asked[what].done():
+            asking = self._canary(what.rank) if isinstance(what, SendCanary) else self._ask_paused()
+            self._asked[what] = asyncio.create_task(asking)
 
     async def _canary(self, rank: int) -> None:
-        await answered_token(self._session, self._engine, rank)
+        generated = await answered_token(self._session, self._engine, rank)
         self._heard = True
-        self._back.add(rank)
+        (self._back if generated else self._refused).add(rank)
+
+    async def _ask_paused(self) -> None:
+        """Its engine cores answer that together: one that hangs does not, and without vLLM's dev mode nobody does."""
+        within = aiohttp.ClientTimeout(total=PAUSE_TOLD_WITHIN_S)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+            async with self._session.get(f"{self._engine.root_url}/is_paused", timeout=within) as answer:
+                self._paused = answer.status == 200 and (await answer.json())["is_paused"] is True
 
 
-async def answered_token(session: aiohttp.ClientSession, engine: Address, rank: int) -> None:
-    """Return once that rank has generated a token. Refusals for now are asked again.
+async def answered_token(session: aiohttp.ClientSession, engine: Address, rank: int) -> bool:
+    """True once that rank has generated a token. Refusals for now are asked again.
 
-    An engine that has no completions, such as one of a pooling model, says so, and has proven that it hears.
+    False: an engine that has no completions, such as one of a pooling model, says so, and has proven that it hears.
     """
     body = {"model": engine.model, "prompt": [0], "max_tokens": 1, "temperature": 0, "min_tokens": 1}
     headers = {"X-data-parallel-rank": str(rank)}
@@ -191,5 +218,5 @@ async def answered_token(session: aiohttp.ClientSession, engine: Address, rank: 
             async with session.post(f"{engine.root_url}/v1/completions", json=body, headers=headers) as answer:
                 await answer.read()
                 if answer.status < 500 and answer.status != 429:
-                    return
+                    return answer.status < 400
         await asyncio.sleep(ASK_AGAIN_S)

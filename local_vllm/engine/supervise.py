@@ -19,6 +19,8 @@ CANARY_AFTER_S = 10.0
 CANARY_SHARE = 1 / 3
 # An API server that is silent while its engine computes gets so many times the configured time.
 BUSY_FACTOR = 10
+# How long it has to say that its user has paused it, before a rank that owes something is given up.
+PAUSE_TOLD_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Look:
         unheard: it was asked something and has not answered yet.
         computes: its processes use the CPU.
         canaries_back: ranks whose token has come.
+        canaries_refused: ranks that give no tokens, such as those of a pooling model.
+        paused: it says that its user has paused it.
     """
 
     step_s: float
@@ -59,11 +63,16 @@ class Look:
     unheard: bool = False
     computes: bool = False
     canaries_back: frozenset[int] = frozenset()
+    canaries_refused: frozenset[int] = frozenset()
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RankVigil:
-    """One rank: `quiet_s` without proof that it lives, `owing_s` of them while it had something to do."""
+    """One rank: `quiet_s` without proof that it lives, `owing_s` of them while it had something to do.
+
+    One that `refuses` is asked for no more tokens: with nothing to do it owes nothing.
+    """
 
     marks: tuple[float, ...] | None = None
     works: bool = False
@@ -71,18 +80,20 @@ class RankVigil:
     quiet_s: float = 0.0
     owing_s: float = 0.0
     canary_out: bool = False
+    refuses: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Vigil:
     """What is kept between looks. `silent_s` counts while the API server owes an answer, `idle_silent_s` of these
-    while nothing of the engine computes.
+    while nothing of the engine computes. `pause_asked`: whether it is paused, since a rank began to owe for long.
     """
 
     ranks: tuple[RankVigil, ...]
     stopped: Mapping[str, float]
     silent_s: float = 0.0
     idle_silent_s: float = 0.0
+    pause_asked: bool = False
 
     @staticmethod
     def begin(ranks: int) -> Vigil:
@@ -97,6 +108,11 @@ class SendCanary:
 
 
 @dataclass(frozen=True, slots=True)
+class AskPaused:
+    """Ask the engine whether its user has paused it: then it takes requests and serves none, and nothing shows it."""
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """The engine is lost, or has stalled."""
 
@@ -104,7 +120,7 @@ class GiveUp:
     stalled: bool = False
 
 
-Action = SendCanary | GiveUp
+Action = SendCanary | AskPaused | GiveUp
 
 
 def step(vigil: Vigil, look: Look, stall_timeout_s: float | None) -> tuple[Vigil, tuple[Action, ...]]:
@@ -118,34 +134,41 @@ def step(vigil: Vigil, look: Look, stall_timeout_s: float | None) -> tuple[Vigil
     if why := _stalled(vigil, stall_timeout_s):
         return vigil, (GiveUp(why, stalled=True),)
     after_s = min(CANARY_AFTER_S, stall_timeout_s * CANARY_SHARE)
-    due = [rank for rank, of in enumerate(vigil.ranks) if of.quiet_s >= after_s and not of.canary_out]
+    due = [
+        rank for rank, of in enumerate(vigil.ranks) if of.quiet_s >= after_s and not of.canary_out and not of.refuses
+    ]
     ranks = tuple(replace(of, canary_out=of.canary_out or rank in due) for rank, of in enumerate(vigil.ranks))
-    return replace(vigil, ranks=ranks), tuple(SendCanary(rank) for rank in due)
+    ask_after_s = max(stall_timeout_s - PAUSE_TOLD_WITHIN_S, stall_timeout_s / 2)
+    owes = any(of.owing_s >= ask_after_s for of in vigil.ranks)
+    ask = (AskPaused(),) if owes and not vigil.pause_asked else ()
+    return replace(vigil, ranks=ranks, pause_asked=owes), (*map(SendCanary, due), *ask)
 
 
 def _after(vigil: Vigil, look: Look, passed_s: float) -> Vigil:
     silent = look.unheard and not look.heard
-    told = look.ranks or {}
     return Vigil(
         ranks=tuple(
-            _rank_after(of, told.get(rank), rank in look.canaries_back, 0.0 if silent else passed_s)
+            _rank_after(of, rank, look, 0.0 if silent else passed_s)
             for rank, of in enumerate(vigil.ranks)
         ),
         stopped={name: vigil.stopped.get(name, 0.0) + passed_s for name in look.stopped},
         silent_s=vigil.silent_s + passed_s if silent else 0.0,
         idle_silent_s=vigil.idle_silent_s + passed_s if silent and not look.computes else 0.0,
+        pause_asked=vigil.pause_asked,
     )
 
 
-def _rank_after(of: RankVigil, told: RankSeen | None, canary_back: bool, passed_s: float) -> RankVigil:
+def _rank_after(of: RankVigil, rank: int, look: Look, passed_s: float) -> RankVigil:
     """While the API server is silent nothing can be told of its ranks, so no time passes for them."""
-    canary_out = of.canary_out and not canary_back
+    told = (look.ranks or {}).get(rank)
+    canary_back, refused = rank in look.canaries_back, rank in look.canaries_refused
+    canary_out = of.canary_out and not canary_back and not refused
     stepped = told is not None and of.marks is not None and told.marks != of.marks
     marks, works, sleeps = (told.marks, told.works, told.sleeps) if told else (of.marks, of.works, of.sleeps)
-    proven = canary_back or stepped or sleeps
+    proven = canary_back or stepped or sleeps or look.paused
     quiet_s = 0.0 if proven else of.quiet_s + passed_s
     owing_s = of.owing_s + passed_s if not proven and (works or canary_out) else 0.0
-    return RankVigil(marks, works, sleeps, quiet_s, owing_s, canary_out)
+    return RankVigil(marks, works, sleeps, quiet_s, owing_s, canary_out, of.refuses or refused)
 
 
 def _ended(vigil: Vigil, look: Look) -> str | None:

@@ -86,7 +86,7 @@ class VLLMServe:
                 for action in actions:
                     if isinstance(action, supervise.GiveUp):
                         raise EngineLost(self._why(action.why), stalled=action.stalled)
-                    watch.send_canary(action.rank)
+                    watch.ask(action)
 
     async def requests_in_flight(self) -> int:
         """Requests that vLLM runs or holds in its queue now; 0 when it does not answer."""

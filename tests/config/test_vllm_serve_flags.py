@@ -20,7 +20,7 @@ MAPPINGS = [
         {"enforce_eager": True, "enable_prefix_caching": False},
         ["--enforce-eager", "--no-enable-prefix-caching"],
     ),
-    ({"disable_log_stats": True}, ["--disable-log-stats"]),
+    ({"aggregate_engine_logging": True}, ["--aggregate-engine-logging"]),
     ({"disable_log_stats": False, "seed": None}, []),
     ({"enforce_eager": "true"}, ["--enforce-eager"]),
     ({"compilation_config": {"mode": 1, "on": True}}, ["--compilation-config", '{"mode": 1, "on": true}']),
@@ -40,6 +40,12 @@ MAPPINGS = [
 def test_a_mapping_becomes_the_words_that_vllm_reads(mapping, words):
     assert list(flag_problems(mapping)) == []
     assert to_argv(mapping) == words
+
+
+@pytest.mark.parametrize("value", [True, "true"])
+def test_an_engine_keeps_the_statistics_by_which_it_is_watched(value):
+    (problem,) = flag_problems({"disable-log-stats": value})
+    assert problem.message.startswith("must not be true; the engine is watched by its statistics")
 
 
 def test_every_flag_that_we_set_is_a_flag_of_vllm():

@@ -27,14 +27,17 @@ vllm:generation_tokens_total{{engine="0",model_name="m"}} {tokens}
 
 
 class EngineSide:
-    """What a file beside it says: `answers` tokens or not, `moves` its counters or not, has requests `running`."""
+    """What a file beside it says: `answers` tokens or not, or `refuses` them, `moves` its counters or not, has requests
+    `running`, is `paused`.
+    """
 
     def __init__(self, control: Path) -> None:
         self._control = control
         self._tokens = 0
 
     def control(self) -> dict[str, bool]:
-        return {"answers": True, "moves": False, "running": False} | json.loads(self._control.read_text())
+        usual = {"answers": True, "refuses": False, "moves": False, "running": False, "paused": False}
+        return usual | json.loads(self._control.read_text())
 
     async def metrics(self, request: web.Request) -> web.Response:
         control = self.control()
@@ -44,9 +47,14 @@ class EngineSide:
     async def completions(self, request: web.Request) -> web.Response:
         assert request.headers["X-data-parallel-rank"] == "0"
         assert (await request.json())["max_tokens"] == 1
+        if self.control()["refuses"]:
+            return web.json_response({"error": {"message": "no completions"}}, status=404)
         while not self.control()["answers"]:
             await asyncio.sleep(0.1)
         return web.json_response({"choices": []})
+
+    async def is_paused(self, request: web.Request) -> web.Response:
+        return web.json_response({"is_paused": self.control()["paused"]})
 
 
 def main() -> None:
@@ -63,6 +71,7 @@ def main() -> None:
     side = EngineSide(Path(os.environ[FOLDER]).with_suffix(".control"))
     application = web.Application()
     application.router.add_get("/metrics", side.metrics)
+    application.router.add_get("/is_paused", side.is_paused)
     application.router.add_post("/v1/completions", side.completions)
     web.run_app(application, host="127.0.0.1", port=int(port), print=None)
 

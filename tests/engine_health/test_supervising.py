@@ -14,8 +14,10 @@ from local_vllm.engine.supervise import (
     HEALTHY_AGAIN_S,
     LONGEST_DELAY_S,
     LONGEST_STEP_S,
+    PAUSE_TOLD_WITHIN_S,
     STOPPED_S,
     Action,
+    AskPaused,
     GiveUp,
     Look,
     RankSeen,
@@ -93,7 +95,7 @@ def test_an_idle_rank_is_asked_for_a_token_now_and_then_and_one_that_answers_liv
 
 def test_an_idle_rank_whose_token_does_not_come_has_stalled() -> None:
     _, done = watch(seconds(ALIVE, 100))
-    assert done[:-1] == [SendCanary(0)], "it is asked once"
+    assert done[:-1] == [SendCanary(0), AskPaused()], "it is asked once"
     passed_s, lost = given_up(seconds(ALIVE, 100))
     assert lost.stalled
     assert "rank 0 has generated nothing for 30 s" in lost.why
@@ -162,6 +164,31 @@ def test_a_rank_that_its_user_put_to_sleep_is_left_in_peace() -> None:
     assert watch(seconds(asleep, 300)) == (300, [])
 
 
+def test_an_engine_is_asked_whether_it_is_paused_before_a_rank_of_it_is_given_up() -> None:
+    stuck = replace(ALIVE, ranks={0: STUCK})
+    passed_s, done = watch(seconds(stuck, STALL_S - PAUSE_TOLD_WITHIN_S + 1))
+    assert done == [SendCanary(0), AskPaused()]
+    paused = [*seconds(stuck, STALL_S - 1), replace(stuck, paused=True)]
+    passed_s, done = watch(paused * 10)
+    assert passed_s == pytest.approx(10 * STALL_S, abs=10)
+    assert done == [SendCanary(0)] + [AskPaused()] * 10
+
+
+def test_an_engine_that_is_paused_no_more_and_does_nothing_has_stalled() -> None:
+    stuck = replace(ALIVE, ranks={0: STUCK})
+    passed_s, lost = given_up([*seconds(stuck, STALL_S - 1), replace(stuck, paused=True), *seconds(stuck, 100)])
+    assert lost.stalled
+    assert passed_s == pytest.approx(2 * STALL_S, abs=2)
+
+
+def test_a_rank_that_refuses_tokens_is_asked_no_more_and_owes_what_it_has_to_do() -> None:
+    refused = [*seconds(ALIVE, CANARY_AFTER_S), replace(ALIVE, canaries_refused=frozenset({0}))]
+    assert watch([*refused, *seconds(ALIVE, 300)])[1] == [SendCanary(0)]
+    passed_s, lost = given_up([*refused, *seconds(replace(ALIVE, ranks={0: STUCK}), 300)])
+    assert lost.stalled
+    assert passed_s == pytest.approx(CANARY_AFTER_S + STALL_S, abs=1)
+
+
 def test_without_a_time_for_stalls_only_what_has_ended_counts() -> None:
     stuck = replace(ALIVE, ranks={0: STUCK})
     assert watch(seconds(stuck, 300), stall_s=None) == (300, [])
@@ -178,6 +205,8 @@ LOOKS = st.builds(
     unheard=st.booleans(),
     computes=st.booleans(),
     canaries_back=st.frozensets(st.integers(0, 1)),
+    canaries_refused=st.frozensets(st.integers(0, 1)),
+    paused=st.booleans(),
 )
 
 
@@ -199,7 +228,7 @@ def test_a_rank_has_one_canary_out_at_a_time(looks: list[Look]) -> None:
     out: set[int] = set()
     vigil = Vigil.begin(2)
     for look in looks:
-        out -= look.canaries_back
+        out -= look.canaries_back | look.canaries_refused
         vigil, actions = step(vigil, look, STALL_S)
         for action in actions:
             if isinstance(action, SendCanary):

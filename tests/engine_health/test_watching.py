@@ -24,7 +24,7 @@ from local_vllm.engine import node_watch
 from local_vllm.engine.metrics import ranks_seen, requests_in_flight
 from local_vllm.engine.node_watch import NodeWatch
 from local_vllm.engine.observe import Address, Watch
-from local_vllm.engine.supervise import GiveUp, SendCanary, Vigil, step
+from local_vllm.engine.supervise import GiveUp, Vigil, step
 from local_vllm.processes import members
 from local_vllm.processes.tree import descendants, start_time
 
@@ -62,11 +62,9 @@ class Engine:
                     done = time.monotonic()
                 vigil, actions = step(vigil, look, STALL_S)
                 for action in actions:
-                    match action:
-                        case SendCanary(rank):
-                            watch.send_canary(rank)
-                        case GiveUp():
-                            return action, now - (done or begun)
+                    if isinstance(action, GiveUp):
+                        return action, now - (done or begun)
+                    watch.ask(action)
                 if now - begun > within_s + 1:
                     return None, within_s
 
@@ -139,6 +137,22 @@ async def test_an_idle_engine_that_does_not_answer_its_canary_has_stalled(engine
     lost, after_s = await engine.given_up(4 * STALL_S, lambda: engine.does(answers=False))
     assert lost.stalled
     assert STALL_S <= after_s < 2.5 * STALL_S
+
+
+async def test_an_engine_that_its_user_has_paused_is_left_in_peace(engine: Engine) -> None:
+    engine.does(answers=False, running=True, paused=True)
+    assert (await engine.given_up(3 * STALL_S))[0] is None
+
+
+async def test_an_engine_that_refuses_to_generate_and_does_not_move_has_stalled(engine: Engine) -> None:
+    engine.does(refuses=True, running=True)
+    lost, _ = await engine.given_up(3 * STALL_S)
+    assert "rank 0 has generated nothing" in lost.why
+
+
+async def test_an_idle_engine_that_refuses_to_generate_lives(engine: Engine) -> None:
+    engine.does(refuses=True)
+    assert (await engine.given_up(3 * STALL_S))[0] is None
 
 
 async def test_a_busy_engine_that_makes_progress_lives_though_no_canary_comes_back(engine: Engine) -> None:
