@@ -58,7 +58,8 @@ class Guarded:
         """End the command and everything below it; returns its status, None if it could not be ended."""
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        if at_once:
+        # The pid of a guard that has been collected may be another process's by now.
+        if at_once and self._process.poll() is None:
             self._kill(tree.descendants(self.pid))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(self.grace_s + 15)

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,18 +75,32 @@ def enlist() -> None:
     if folder:
         with contextlib.suppress(OSError):
             Path(folder).mkdir(mode=0o700, exist_ok=True)
-            (Path(folder) / f"{os.getpid()}-{tree.start_time(os.getpid())}").touch()
+            (Path(folder) / f"{os.getpid()}-{tree.start_time(os.getpid())}-{_namespace()}").touch()
+
+
+def _namespace() -> str:
+    """The pids of another container of this machine are other processes', though it may have the folder in common."""
+    with contextlib.suppress(OSError):
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    return ""
 
 
 def members(folder: Path) -> tuple[Member, ...]:
     """Those that enlisted themselves there and live."""
     found = []
     with contextlib.suppress(OSError):
-        for entry in sorted(os.listdir(folder)):
-            pid, _, started = entry.partition("-")
-            if pid.isdigit() and started.isdigit() and tree.start_time(int(pid)) == int(started):
-                found.append(Member(int(pid), int(started), _name(int(pid))))
+        for pid, started in _enlisted(folder, here=True):
+            if tree.start_time(pid) == started:
+                found.append(Member(pid, started, _name(pid)))
     return tuple(found)
+
+
+def _enlisted(folder: Path, *, here: bool) -> Iterator[tuple[int, int]]:
+    """Pid and start time of whoever enlisted there in this container, or in others."""
+    for entry in sorted(os.listdir(folder)):
+        pid, started, namespace = (*entry.split("-"), "", "")[:3]
+        if pid.isdigit() and started.isdigit() and (namespace in ("", _namespace())) == here:
+            yield int(pid), int(started)
 
 
 def _name(pid: int) -> str:
@@ -178,10 +192,11 @@ def end_run(run_id: str) -> None:
 
 
 def sweep() -> None:
-    """Remove the folders of this user in which nobody has lived for an hour."""
+    """Remove the folders of this user in which nobody has lived for an hour; not those of another container."""
     for folder in _PARENT.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = folder.stat()
             old = time.time() - status.st_mtime > SWEPT_AFTER_S
-            if old and status.st_uid == os.getuid() and not members(folder):
+            ours = status.st_uid == os.getuid() and not any(_enlisted(folder, here=False))
+            if old and ours and not members(folder):
                 end(folder)

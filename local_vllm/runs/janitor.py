@@ -6,6 +6,7 @@ detached: without this, the applications of a killed run would stay on somebody 
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import time
@@ -17,7 +18,8 @@ from local_vllm.processes.survivor import Survivor, owner_was_killed
 SHUT_DOWN = "shut-down"
 # A cluster that nobody answers for so long is gone, and the applications with it.
 ANSWERS_WITHIN_S = 60.0
-ENDS_WITHIN_S = 300
+# Another run may start Serve, or deploy to it, for half of that.
+ENDS_WITHIN_S = 600
 
 
 def janitor(ray_address: str, applications: Sequence[str], *, shut_down: bool) -> Survivor:
@@ -35,11 +37,21 @@ def main() -> None:
         return
     import ray
 
-    from local_vllm.runs.serve_start import remove_applications
-
     ray.init(address, log_to_driver=False, configure_logging=False)
-    remove_applications(names, shut_down=then == SHUT_DOWN)
+    asyncio.run(remove(names, shut_down=then == SHUT_DOWN))
     ray.shutdown()
+
+
+async def remove(applications: Sequence[str], *, shut_down: bool) -> None:
+    """Take them away when it is this process's turn to do something to Serve."""
+    from local_vllm.runs.lease import lease
+    from local_vllm.runs.serve_start import remove_applications
+    from local_vllm.runs.tenancy import SERVE, SERVE_HOLD_S
+    from local_vllm.runs.threads import in_thread
+
+    holder = f"the clean-up after {', '.join(applications)}"
+    async with lease(SERVE, holder, hold_s=SERVE_HOLD_S, tell=lambda doing, over: None):
+        await in_thread(lambda: remove_applications(applications, shut_down=shut_down))
 
 
 def is_there(address: str, within_s: float = ANSWERS_WITHIN_S) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -99,7 +100,8 @@ class RunRecord:
 
     @property
     def is_alive(self) -> bool:
-        return start_time(self.pid) == self.started
+        """Whether its process is there; one in another container of this host, which shares the home, holds its lock."""
+        return start_time(self.pid) == self.started or _is_locked(self.run_id)
 
     @property
     def title(self) -> str:
@@ -126,12 +128,35 @@ def run_record() -> Iterator[RunRecord]:
     volatile = tempfile.mkdtemp(prefix="lv-", dir="/tmp")
     pid = os.getpid()
     record = RunRecord(run_id, pid, start_time(pid) or 0, time.time(), volatile, str(logs))
-    write(record)
-    try:
-        yield record
-    finally:
-        forget(record)
-        _drop_old_logs()
+    with _locked(run_id):
+        write(record)
+        try:
+            yield record
+        finally:
+            forget(record)
+            _drop_old_logs()
+
+
+@contextmanager
+def _locked(run_id: str) -> Iterator[None]:
+    """Hold the lock that goes with this process, where the file system of the home has locks."""
+    path = _lock_path(run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            path.unlink(missing_ok=True)
+        yield
+
+
+def _is_locked(run_id: str) -> bool:
+    with contextlib.suppress(OSError), open(_lock_path(run_id), "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def write(record: RunRecord) -> None:
@@ -156,6 +181,7 @@ def forget(record: RunRecord) -> None:
     members.end_run(record.run_id)
     shutil.rmtree(record.volatile, ignore_errors=True)
     _path(record.run_id).unlink(missing_ok=True)
+    _lock_path(record.run_id).unlink(missing_ok=True)
 
 
 def keep_serve_logs(record: RunRecord) -> None:
@@ -183,6 +209,10 @@ def sweep() -> list[RunRecord]:
 
 def _path(run_id: str) -> Path:
     return state_folder() / "runs" / f"{run_id}.json"
+
+
+def _lock_path(run_id: str) -> Path:
+    return _path(run_id).with_suffix(".lock")
 
 
 def _drop_old_logs() -> None:

@@ -258,6 +258,24 @@ def test_a_process_that_has_the_pid_of_a_member_is_not_the_member(tmp_path: Path
     assert members.look([members.Member(os.getpid(), 1, "somebody")])[0].is_gone
 
 
+def test_folders_in_which_nobody_lives_are_swept_but_not_those_of_another_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "_PARENT", tmp_path)
+    monkeypatch.setattr(members, "SWEPT_AFTER_S", -1.0)
+    names = {"empty": "", "dead": "4194000-7", "elsewhere": "4194000-7-1"}
+    for name, member in names.items():
+        (folder := members.folder_of("r1", name, 0)).mkdir()
+        if member:
+            (folder / member).touch()
+    here = members.folder_of("r1", "here", 0)
+    monkeypatch.setenv(members.FOLDER, str(here))
+    members.enlist()
+    assert [member.pid for member in members.members(here)] == [os.getpid()]
+    members.sweep()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["lv-m-r1-elsewhere-0", "lv-m-r1-here-0"]
+
+
 def test_a_process_that_no_engine_started_enlists_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(members.FOLDER, raising=False)
     members.enlist()

@@ -115,6 +115,22 @@ def test_the_status_of_the_command_is_the_status_of_the_guard(tmp_path: Path) ->
     assert guarded.close() == 7
 
 
+def test_processes_below_one_that_has_the_pid_of_an_ended_guard_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = Guarded([sys.executable, "-c", ""], env=os.environ, log_path=tmp_path / "log", grace_s=1)
+    assert until(lambda: guarded.poll() is not None)
+    stranger = subprocess.Popen(["sleep", "600"])
+    try:
+        monkeypatch.setattr(tree, "descendants", lambda root: [stranger.pid])
+        guarded.close(at_once=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            stranger.wait(0.5)
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
 def test_shared_memory_that_a_living_process_maps_is_not_removed() -> None:
     segment = shared_memory.SharedMemory(create=True, size=64)
     name = segment.name.lstrip("/")

@@ -72,7 +72,7 @@ def test_the_sweep_ends_what_the_engines_of_a_dead_run_have_left() -> None:
 
 def test_a_pid_that_was_given_to_another_process_is_a_dead_run() -> None:
     with records.run_record() as record:
-        assert not replace(record, started=record.started - 1).is_alive
+        assert not replace(record, run_id="deadbeef", started=record.started - 1).is_alive
 
 
 def test_only_the_newest_logs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +90,23 @@ def test_a_full_disk_does_not_end_a_run_that_is_under_way(tmp_path: Path, caplog
         SoleTenant().keep(replace(record, url="http://127.0.0.1:8000"))
         assert records.records() == [record]
     assert f"the record of run {record.run_id} is out of date" in caplog.text
+
+
+def test_a_run_whose_processes_cannot_be_seen_lives_while_it_holds_its_lock() -> None:
+    """As in another container of this host, with a home in common."""
+    program = (
+        "import time; from dataclasses import replace; from local_vllm.runs import record as records\n"
+        "with records.run_record() as record:\n"
+        "    records.write(replace(record, pid=record.pid + 2**22))\n"
+        "    print(record.run_id, flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        run_id = other.stdout.readline().strip()
+        assert [record.is_alive for record in records.records()] == [True]
+        assert records.sweep() == []
+    finally:
+        other.kill()
+        other.wait()
+    assert [record.run_id for record in records.sweep()] == [run_id]
+    assert list((records.state_folder() / "runs").iterdir()) == []
