@@ -26,28 +26,36 @@ _TEXTS = frozenset({"$ref", "description", "pattern", "title"})
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
+# Schemas of more bytes than this are looked at anew each time rather than remembered.
+_LARGE = 128 << 10
+
 # (where in the schema, what is wrong)
 Finding = tuple[str, str]
 
 
 def check_schema(schema: Raw, param: str, *, code: str, is_object: bool = False) -> None:
     """Raises RequestError that names the place at fault. `is_object`: it has to describe an object."""
-    finding = _first_finding(bytes(schema), is_object)
+    given = bytes(schema)
+    finding = (_first_finding if len(given) > _LARGE else _first_finding_once)(given, is_object)
     if finding is not None:
         where, what = finding
         raise RequestError(f"Invalid schema for '{param}{where}': {what}.", param=param, code=code)
 
 
-@lru_cache(maxsize=512)
 def _first_finding(schema: bytes, is_object: bool) -> Finding | None:
-    """The schemas of a client's tools come with every request of a conversation."""
     try:
         found = _decode(schema)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
+        if is_object and found.get("type", "object") != "object":
+            return ".type", f"expected 'object', got {_shown(found['type'])}"
+        return next(_findings(found, ""), None)
+    except RecursionError:
+        return "", "it is nested too deeply"
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         return "", str(problem)
-    if is_object and found.get("type", "object") != "object":
-        return ".type", f"expected 'object', got {_shown(found['type'])}"
-    return next(_findings(found, ""), None)
+
+
+# The schemas of a client's tools come with every request of a conversation.
+_first_finding_once = lru_cache(maxsize=512)(_first_finding)
 
 
 def _findings(schema: Any, where: str) -> Iterator[Finding]:

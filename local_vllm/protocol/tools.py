@@ -29,7 +29,7 @@ from local_vllm.protocol.request import decode_part
 from local_vllm.protocol.tool_choice import ToolChoice, choose
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
-# Tools of more bytes than this are read anew each time rather than remembered.
+# Tools and choices of more bytes than this together are read anew each time rather than remembered.
 _LARGE = 128 << 10
 _CUSTOM_INPUT = Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},'
@@ -75,7 +75,7 @@ def read_tools(tools: Raw | UnsetType, choice: Raw | UnsetType, *, hosted: str) 
         return NO_TOOLS
     given = b"null" if tools is UNSET else bytes(tools)
     chosen = b"null" if choice is UNSET else bytes(choice)
-    return (_read if len(given) > _LARGE else _read_once)(given, chosen, hosted)
+    return (_read if len(given) + len(chosen) > _LARGE else _read_once)(given, chosen, hosted)
 
 
 def _read(tools_json: bytes, choice_json: bytes, hosted: str) -> Toolbox:

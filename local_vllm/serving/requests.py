@@ -90,19 +90,41 @@ class Request:
     async def json_body(self) -> bytes:
         """The bytes of a body that says it is JSON. Raises RequestError (408, 413, 415) and ClientGone."""
         self._check_headers()
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        body = message.get("body", b"")
-        self._hold(len(body))
-        if message.get("more_body"):
-            body = await self._rest_of_body(body)
-        self.limits.check_size(len(body))
+        try:
+            async with asyncio.timeout(self.limits.body_timeout_s):
+                body = await self._whole_body()
+        except TimeoutError:
+            message = f"The body did not arrive within {self.limits.body_timeout_s:g} s."
+            raise RequestError(message, status=408, code="request_timeout") from None
         self.watch_client()
         return body
 
-    def _hold(self, size: int) -> None:
-        """Count bytes that have come. Raises Refused (429) when a process has been sent more than it may hold."""
+    async def _whole_body(self) -> bytes:
+        """Nearly all bodies come as one piece."""
+        body, more = await self._next_piece()
+        if not more:
+            return body
+        pieces = bytearray(body)
+        while more:
+            piece, more = await self._next_piece()
+            pieces += piece
+            self.limits.check_size(len(pieces))
+        return bytes(pieces)
+
+    async def _next_piece(self) -> tuple[bytes, bool]:
+        """A piece of the body, and whether there are more."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        self.hold(len(piece))
+        self.limits.check_size(len(piece))
+        return piece, message.get("more_body", False)
+
+    def hold(self, size: int) -> None:
+        """Count bytes that have come, or were read for it. Raises Refused (429) when a process would hold more than it
+        may.
+        """
         bodies = self.limits.bodies
         if bodies.held + size > bodies.max_bytes:
             message = f"Requests in flight here hold {bodies.held >> 20} MiB, as much as they may: ask again later."
@@ -125,27 +147,6 @@ class Request:
         length = self.headers.get(b"content-length")
         if length is not None and length.isdigit():
             self.limits.check_size(int(length))
-
-    async def _rest_of_body(self, first: bytes) -> bytes:
-        try:
-            async with asyncio.timeout(self.limits.body_timeout_s):
-                return await self._read_on(bytearray(first))
-        except TimeoutError:
-            message = f"The body did not arrive within {self.limits.body_timeout_s:g} s."
-            raise RequestError(message, status=408, code="request_timeout") from None
-
-    async def _read_on(self, body: bytearray) -> bytes:
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            piece = message.get("body", b"")
-            self._hold(len(piece))
-            body += piece
-            more = message.get("more_body", False)
-            self.limits.check_size(len(body))
-        return bytes(body)
 
     def watch_client(self) -> None:
         """From now on the task that runs is cancelled when the client goes away; its body has been read."""

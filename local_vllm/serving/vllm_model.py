@@ -40,6 +40,7 @@ class VLLMModel(ModelServer):
         calls: Calls | None = None,
         patience: Patience = Patience(),
     ) -> None:
+        max_body_bytes = settings.max_request_mib << 20
         super().__init__(
             name,
             model or settings.model,
@@ -47,9 +48,9 @@ class VLLMModel(ModelServer):
             Converter(converter_settings(settings), render=_render(settings, model)),
             replica.client(settings.default_headers, timeouts=timeouts(settings), calls=calls, server=name),
             sessions=replica.sessions(name),
-            limits=replace(replica.limits, max_body_bytes=settings.max_request_mib << 20),
+            limits=replace(replica.limits, max_body_bytes=max_body_bytes),
             store=replica.store(store_setting(settings)),
-            audio=AudioFolder(settings.audio_root),
+            audio=AudioFolder(settings.audio_root, max_body_bytes),
             native=settings.is_responses_native,
             patience=patience,
             max_in_flight=settings.max_requests_in_flight,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from local_vllm.errors import RequestError
+from local_vllm.protocol import json_schema
 from local_vllm.protocol.json_schema import check_schema
 
 STRING = {"type": "string"}
@@ -70,6 +71,21 @@ def test_what_is_no_schema_is_named_with_its_place(schema, where) -> None:
 def test_parameters_of_a_function_are_an_object() -> None:
     assert "'p.type'" in finding({"type": "string"}, is_object=True)
     check_schema(Raw(b'{"properties": {}}'), "p", code="c", is_object=True)
+
+
+@pytest.mark.parametrize("depth", [400, 5000])
+@pytest.mark.parametrize("keyword", ["items", "not", "additionalProperties"])
+def test_a_schema_that_is_nested_too_deep_is_refused(keyword, depth) -> None:
+    schema = b'{"type":"object"' + b',"%b":{"a":1' % keyword.encode() * depth + b"}" * (depth + 1)
+    with pytest.raises(RequestError, match="nested too deeply"):
+        check_schema(Raw(schema), "p", code="c", is_object=True)
+
+
+def test_only_schemas_of_a_usual_size_are_remembered() -> None:
+    json_schema._first_finding_once.cache_clear()
+    for size, remembered in ((1000, 1), (200_000, 1), (2000, 2)):
+        check_schema(Raw(json.dumps({"description": "x" * size}).encode()), "p", code="c")
+        assert json_schema._first_finding_once.cache_info().currsize == remembered
 
 
 JSON = st.recursive(

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from local_vllm.errors import RequestError
+from local_vllm.protocol import tools as protocol_tools
 from local_vllm.protocol.converter import Converter
 from local_vllm.protocol.settings import ConverterSettings
 
@@ -88,3 +89,11 @@ def test_hosted_tools_can_be_refused_altogether():
     with pytest.raises(RequestError, match="web_search") as refused:
         sent([F, WEB], hosted_tools="refuse")
     assert refused.value.param == "tools[1].type"
+
+
+def test_only_tools_and_choices_of_a_usual_size_are_remembered():
+    protocol_tools._read_once.cache_clear()
+    for size, remembered in ((10, 1), (200_000, 1), (20, 2)):
+        allowed = [{"type": "function", "name": "f", "x": "y" * size}]
+        sent([F], {"type": "allowed_tools", "mode": "auto", "tools": allowed})
+        assert protocol_tools._read_once.cache_info().currsize == remembered

@@ -194,6 +194,16 @@ async def test_a_body_that_does_not_arrive_is_408(one_engine: StandInEngine) -> 
     assert (status, answer["error"]["code"]) == (408, "request_timeout")
 
 
+async def test_a_body_of_which_nothing_arrives_is_408(one_engine: StandInEngine) -> None:
+    server = model_server(over(one_engine), limits=Limits(body_timeout_s=0.2))
+    async with serving(server) as address:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        writer.write(b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert b" 408 " in await reader.readline()
+        writer.close()
+
+
 async def test_an_engine_that_refuses_is_a_503_that_names_it() -> None:
     url = f"http://127.0.0.1:{closed_port()}/v1"
     async with serving(model_server(FixedEndpoints([url], "EMPTY", MODEL))) as address:

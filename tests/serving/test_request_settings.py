@@ -16,6 +16,7 @@ from servers_under_test import SECRET
 from stand_in_engine import StandInEngine, chat_answer, serving
 
 from local_vllm.config.schema import VLLMModelSettings
+from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.gateway import Gateway
 from local_vllm.serving.replica import Replica
 from local_vllm.serving.vllm_model import VLLMModel
@@ -91,6 +92,28 @@ async def test_without_a_root_no_file_is_read_at_all(one_engine: StandInEngine, 
     async with a_client(one_engine) as client:
         with pytest.raises(openai.BadRequestError, match="audio_root"):
             await said(one_engine, client, "hi", audio_path=str(sounds / "a.wav"))
+
+
+async def test_audio_files_together_are_no_larger_than_a_request_may_be(
+    one_engine: StandInEngine, sounds: Path
+) -> None:
+    for name, kib in (("half", 400), ("large", 800)):
+        (sounds / f"{name}.wav").write_bytes(bytes(kib << 10))
+    async with a_client(one_engine, audio_root=str(sounds), max_request_mib=1) as client:
+        await said(one_engine, client, "hi", audio_paths='["half.wav", "a.wav", "a.wav"]')
+        for paths in (["large.wav"], ["half.wav"] * 2, ["half.wav", "deep/../half.wav"]):
+            with pytest.raises(openai.APIStatusError) as refused:
+                await said(one_engine, client, "hi", audio_paths=json.dumps(paths))
+            assert (refused.value.status_code, refused.value.code) == (413, "request_too_large")
+    assert len(one_engine.asked) == 1
+
+
+async def test_a_file_that_is_named_twice_is_read_once(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *mode: opened.append(self.name) or real(self, *mode))
+    assert await AudioFolder(str(sounds)).urls(("a.wav", "deep/b.wav", "a.wav")) == (URL, URL, URL)
+    assert opened == ["a.wav", "b.wav"]
 
 
 async def test_audio_that_was_sent_is_not_sent_back(one_engine: StandInEngine) -> None:
