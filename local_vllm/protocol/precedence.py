@@ -96,14 +96,22 @@ def _kwargs(layer: Fields) -> dict[str, Any]:
 # ---- limits
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
-_decode_limit = msgspec.json.Decoder(int).decode
+_decode_limit = msgspec.json.Decoder(int, strict=False).decode
 
 
 def with_lower_limit(body: bytes, limit: int) -> bytes | None:
     """A chat request whose limits on tokens are at most `limit`; None if they are that already."""
     fields = _decode_object(body)
-    lowered = {name: limit for name in _LIMITS if name in fields and _decode_limit(fields[name]) > limit}
+    lowered = {name: limit for name in _LIMITS if name in fields and _is_above(fields[name], limit)}
     return _encode(fields | lowered) if lowered else None
+
+
+def _is_above(field: Raw, limit: int) -> bool:
+    """Engines take "100" and 100.0 for numbers too; what is none, they refuse themselves."""
+    try:
+        return _decode_limit(field) > limit
+    except msgspec.DecodeError:
+        return False
 
 
 # ---- metadata: JSON objects as strings

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from local_vllm.protocol.converter import Converter
+from local_vllm.protocol.precedence import with_lower_limit
 from local_vllm.protocol.settings import ConverterSettings
 from local_vllm.protocol.vllm_fields import PASSED_THROUGH
 
@@ -140,6 +141,17 @@ def test_the_higher_layer_decides(given, expected, chat):
 )
 def test_openai_s_fields_have_chat_s_names(request_fields, expected):
     assert sent(request_fields) == expected
+
+
+@pytest.mark.parametrize("limit", [5000, 5000.0, "5000"])
+def test_a_limit_is_lowered_however_its_number_is_written(limit):
+    body = json.dumps({"max_tokens": limit, "max_completion_tokens": 50}).encode()
+    assert json.loads(with_lower_limit(body, 100)) == {"max_tokens": 100, "max_completion_tokens": 50}
+
+
+@pytest.mark.parametrize("limit", [100, "99", "many", 5000.5, None, [5000]])
+def test_a_limit_that_is_low_enough_or_no_number_is_left_to_the_engine(limit):
+    assert with_lower_limit(json.dumps({"max_tokens": limit}).encode(), 100) is None
 
 
 ALIASED = {"max_tokens", "max_completion_tokens", "guided_decoding_backend"}
