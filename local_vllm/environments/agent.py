@@ -1,4 +1,4 @@
-"""The base of an agent: `/run` rolls a row out, `/v1/responses` is the loop, `/health` the model's state.
+"""The base of an agent: `/run` rolls a row out, `/v1/responses` is the loop, `/health` the state of all that it needs.
 
 How it drives the model is what an agent adds (`drive`); the conversation itself is `conversation`'s.
 """
@@ -21,9 +21,8 @@ from local_vllm.environments.sessions import read_cookies, set_cookie
 from local_vllm.environments.timings import Timings
 from local_vllm.errors import RequestError, UpstreamError
 from local_vllm.serving.asgi import HTTPApplication, Routes, Send
-from local_vllm.serving.endpoints import NotReady
 from local_vllm.serving.neighbours import Neighbours
-from local_vllm.serving.replies import JSON, Reply, not_ready_reply
+from local_vllm.serving.replies import JSON, Reply
 from local_vllm.serving.requests import Limits, Receive, Request, Scope
 
 LIMITS = Limits()
@@ -107,9 +106,9 @@ class Agent:
             raise raised_in(f"{self.name}.drive", error) from error
 
     async def _get_health(self, request: Request) -> Reply:
-        state = self.model.state()
-        if isinstance(state, NotReady):
-            return not_ready_reply(self.model.name, state)
+        if (not_ready := self.neighbours.not_ready()) is not None:
+            return not_ready
+        await self.environment.check_health()
         return Reply(200, encode({"status": "ready", "server": self.name, "model_server": self.model.name}))
 
     def _model_header(self) -> tuple[bytes, bytes]:

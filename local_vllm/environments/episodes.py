@@ -36,12 +36,15 @@ Answer = TypeVar("Answer")
 class Episodes:
     """What the rollouts of one resources server ask of it. Raises TypeError for tools that cannot be ones."""
 
-    def __init__(self, server: ResourcesServer) -> None:
+    def __init__(self, server: ResourcesServer, are_seeded: bool) -> None:
         self._server = server
         self._tools = tools_of(type(server))
         self._row: TypeAdapter[Any] = TypeAdapter(server.Row)
         self.tool_names = tuple(self._tools)
-        self.tools_take_sessions = any(tool.takes_session for tool in self._tools.values())
+        # Whether anything could be in a session that a later call finds there.
+        self.have_sessions = (
+            are_seeded or type(server).Session is not dict or any(tool.takes_session for tool in self._tools.values())
+        )
         self.definitions = encode([tool.definition for tool in self._tools.values()])
 
     async def begin(self, row: InputRow, session: Any) -> None:

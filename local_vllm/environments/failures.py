@@ -38,11 +38,11 @@ def raised_in(where: str, error: Exception) -> EnvironmentFailure:
     return EnvironmentFailure(f"{where} raised {kind}: {_one_line(error)}", code=kind)
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An exception as a model is told of it."""
     text = _one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from local_vllm.environments.resources_server import ResourcesServer
 from local_vllm.environments.rows import InputRow
-from local_vllm.environments.sessions import cookie_name
+from local_vllm.environments.sessions import cookie_name, lost_session
 from local_vllm.serving.neighbours import Cookies
 
 
@@ -32,6 +32,10 @@ class Environment(Protocol):
 
     async def close(self) -> None: ...
 
+    async def check_health(self) -> None:
+        """Raises what an agent's `/health` answers with while the environment cannot work."""
+        ...
+
     async def tools(self) -> bytes:
         """The function tools, as a Responses request has them."""
         ...
@@ -41,7 +45,7 @@ class Environment(Protocol):
         ...
 
     async def resume(self, cookies: Cookies) -> Episode:
-        """The session that the cookies name; a new one, without a row, where they name none."""
+        """The session that the cookies name; a new one, without a row, where they name none. Raises EngineUnavailable."""
         ...
 
 
@@ -58,6 +62,9 @@ class InProcess:
     async def close(self) -> None:
         await self._server.teardown()
 
+    async def check_health(self) -> None:
+        """Its models are neighbours of the agent too."""
+
     async def tools(self) -> bytes:
         return self._server.episodes.definitions
 
@@ -67,10 +74,17 @@ class InProcess:
         return _EpisodeHere(self._server, session)
 
     async def resume(self, cookies: Cookies) -> Episode:
-        """Sessions that go on from one request to the next are kept, within bounds."""
-        session = self._server.sessions.find(cookies.get(self._cookie))
-        if session is None:
-            cookies[self._cookie], session = self._server.sessions.open()
+        """Sessions that go on from one request to the next are kept, within bounds.
+
+        Raises EngineUnavailable for one that is not here any more: its tools would go on as if nothing had been.
+        """
+        sessions, key = self._server.sessions, cookies.get(self._cookie)
+        if not self._server.episodes.have_sessions:
+            return _EpisodeHere(self._server, type(self._server).Session())
+        if key is None:
+            cookies[self._cookie], session = sessions.open()
+        elif (session := sessions.find(key)) is None:
+            raise lost_session(self._server.name, "Leave the cookie out to begin another one.")
         return _EpisodeHere(self._server, session)
 
 

@@ -5,6 +5,7 @@ An agent of the same process does without them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,21 +13,35 @@ import msgspec
 
 from local_vllm.environments.episodes import Episodes
 from local_vllm.environments.rows import RESPONSE, encode, read_row
-from local_vllm.environments.sessions import SessionTable, cookie_name, read_cookies, set_cookie
-from local_vllm.errors import EngineUnavailable, RequestError
+from local_vllm.environments.sessions import SessionTable, cookie_name, lost_session, read_cookies, set_cookie
+from local_vllm.errors import RequestError
 from local_vllm.serving.asgi import Handler, Routes
 from local_vllm.serving.replies import JSON, Headers, Reply
 from local_vllm.serving.requests import Request
 
 # The code of an answer which is text for the model about its own call.
 TOOL_ERROR = "tool_error"
+_INSTEAD = (
+    "Start the rollout anew; with num_workers above 1, run the environment inside its agent "
+    "(resources_server_in_process: true)."
+)
 
 
 class ResourcesHttp:
-    """The `routes` of one resources server. Without `sessions`, any replica answers any call."""
+    """The `routes` of one resources server. Without `sessions`, any replica answers any call.
 
-    def __init__(self, name: str, episodes: Episodes, sessions: SessionTable | None) -> None:
+    `not_ready` is the answer to `/health` while a model that the server needs cannot answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        episodes: Episodes,
+        sessions: SessionTable | None,
+        not_ready: Callable[[], Reply | None],
+    ) -> None:
         self._name = name
+        self._not_ready = not_ready
         self._episodes = episodes
         self._sessions = sessions
         self._cookie = cookie_name(name)
@@ -74,7 +89,7 @@ class ResourcesHttp:
         return Reply(200, self._episodes.definitions)
 
     async def _get_health(self, request: Request) -> Reply:
-        return Reply(200, encode({"status": "ready", "server": self._name}))
+        return self._not_ready() or Reply(200, encode({"status": "ready", "server": self._name}))
 
     def _session(self, request: Request) -> tuple[Any, Headers]:
         """The session of the request's cookie; a new one, and its cookie, for a client that has none."""
@@ -86,7 +101,7 @@ class ResourcesHttp:
             return session, (set_cookie(self._cookie, key),)
         session = self._sessions.find(key)
         if session is None:
-            raise EngineUnavailable(_lost(self._name), retry_after_s=0)
+            raise lost_session(self._name, _INSTEAD)
         return session, ()
 
     def _key(self, request: Request) -> bytes | None:
@@ -96,11 +111,3 @@ class ResourcesHttp:
 def _tool_error(text: str) -> bytes:
     fields = {"message": text, "type": "invalid_request_error", "param": None, "code": TOOL_ERROR}
     return msgspec.json.encode({"error": fields})
-
-
-def _lost(name: str) -> str:
-    return (
-        f"{name}: this session is not here: it was idle for too long, made room for others, or began in "
-        "another replica. Start the rollout anew; with num_workers above 1, run the environment inside its "
-        "agent (resources_server_in_process: true)."
-    )

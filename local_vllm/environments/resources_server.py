@@ -44,9 +44,10 @@ class ResourcesServer:
         self.name = name
         self.settings = settings
         self.neighbours = neighbours
-        self.episodes = Episodes(self)
+        self.episodes = Episodes(self, self._is_seeded())
         self.sessions = SessionTable(self.max_sessions, self.session_idle_s, type(self).Session)
-        http = ResourcesHttp(name, self.episodes, self.sessions if self._has_sessions else None)
+        sessions = self.sessions if self.episodes.have_sessions else None
+        http = ResourcesHttp(name, self.episodes, sessions, neighbours.not_ready)
         self._application = HTTPApplication(http.routes, LIMITS, self._start, self._close)
 
     @classmethod
@@ -67,12 +68,9 @@ class ResourcesServer:
         """What a finished rollout is worth. What it raises is an error of the rollout, no reward of 0."""
         raise NotImplementedError("an environment has to define verify")
 
-    @property
-    def _has_sessions(self) -> bool:
-        """Whether anything could be in a session that a later call finds there."""
-        kind = type(self)
-        is_seeded = kind.seed_session is not ResourcesServer.seed_session
-        return is_seeded or kind.Session is not dict or self.episodes.tools_take_sessions
+    @classmethod
+    def _is_seeded(cls) -> bool:
+        return cls.seed_session is not ResourcesServer.seed_session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._application(scope, receive, send)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from local_vllm.errors import EngineUnavailable
+
 
 @dataclass(slots=True)
 class Seat:
@@ -65,6 +67,15 @@ class SessionTable:
         before = self._clock() - self._idle_s
         while self._seats and next(iter(self._seats.values())).used_at < before:
             self._seats.popitem(last=False)
+
+
+def lost_session(server: str, instead: str) -> EngineUnavailable:
+    """For a client whose session is not here; `instead` says what to do."""
+    message = (
+        f"{server}: this session is not here: it was idle for too long, made room for others, or began in "
+        f"another replica. {instead}"
+    )
+    return EngineUnavailable(message, retry_after_s=0)
 
 
 def cookie_name(server: str) -> bytes:

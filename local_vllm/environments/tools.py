@@ -122,12 +122,20 @@ class Tool:
                 return _result(await self._method(server, **given))
         except NOT_FOR_THE_MODEL:
             raise
+        except asyncio.CancelledError as error:
+            # What the tool waited for may have been cancelled, and not the rollout.
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise
+            return self._failed(error)
         except Exception as error:
             if deadline.expired():
                 return Result(f"Error: {self.name} took longer than {self._timeout_s:g} s.", "error")
-            self._log(error)
-            what = str(error) if isinstance(error, ToolError) else f"{self.name} failed: {told(error)}"
-            return Result(f"Error: {what}", "error")
+            return self._failed(error)
+
+    def _failed(self, error: BaseException) -> Result:
+        self._log(error)
+        what = str(error) if isinstance(error, ToolError) else f"{self.name} failed: {told(error)}"
+        return Result(_encodable(f"Error: {what}"), "error")
 
     def _misfit(self, problem: ValidationError) -> str:
         problems = problem.errors(include_url=False, include_context=False)
@@ -138,7 +146,7 @@ class Tool:
             f"Expected a JSON object of this schema: {expected}"
         )
 
-    def _log(self, error: Exception) -> None:
+    def _log(self, error: BaseException) -> None:
         """A traceback for the first of a kind; thousands of rollouts may run into the same one."""
         kind = type(error).__name__
         if isinstance(error, ToolError):
@@ -201,11 +209,16 @@ def _arguments_type(
 def _result(answer: Any) -> Result:
     """A tool's answer as the model reads it: text as it is, anything else as JSON."""
     if isinstance(answer, str):
-        return Result(answer, "text")
+        return Result(_encodable(answer), "text")
     try:
         return Result(to_json(answer).decode(), "json")
     except PydanticSerializationError as problem:
         raise TypeError(f"the answer is no JSON ({problem})") from problem
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair, as a text that was cut in the middle of one has it, becomes a question mark."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _shown(problem: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ from local_vllm.serving.requests import Request
 from local_vllm.serving.sessions import SESSION_HEADER
 
 MAX_IN_FLIGHT = 8192
+# The key of a request's scope that tells the rollouts of this process apart.
+ROLLOUT = "local_vllm.rollout"
 # Clients that were refused together should not come back together.
 RETRY_AFTER_S = (1, 3)
 
@@ -77,6 +79,9 @@ class Place:
 
 
 def _session(request: Request, hint: str | None) -> bytes:
-    """The session's name; requests without one are told apart by their keys alone."""
+    """The session's name; requests without one are told apart by their keys alone. A rollout is a session of its own."""
+    rollout: bytes | None = request.scope.get(ROLLOUT)
+    if rollout is not None:
+        return b"rollout " + rollout
     name = request.headers.get(SESSION_HEADER) or (hint.encode() if hint else None)
     return b"session " + name if name else b"key " + request.headers.get(b"authorization", b"")

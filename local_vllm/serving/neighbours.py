@@ -6,18 +6,27 @@ made is left to `deploy`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import random
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
 
 from local_vllm.errors import RequestError
+from local_vllm.serving.admission import ROLLOUT
+from local_vllm.serving.endpoints import NotReady, Ready
 from local_vllm.serving.model_server import ModelServer
-from local_vllm.serving.replies import Refused, Reply
+from local_vllm.serving.replies import Refused, Reply, not_ready_reply
 from local_vllm.serving.requests import Request
 
 # The cookies of one rollout, name -> value: what a server set is sent back to it.
 Cookies = MutableMapping[bytes, bytes]
 Made = TypeVar("Made")
+
+# Some eight minutes in all: what is in flight at an engine ends, and makes room.
+WAITS = 20
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 30
 
 
 class Model:
@@ -33,9 +42,22 @@ class Model:
     async def respond(self, body: bytes, cookies: Cookies) -> bytes:
         """The answer to a Responses request, whole, as JSON. `cookies` are sent, and brought up to date.
 
+        A 429 that says when to ask again is waited out, WAITS times, so that a long conversation is not lost to it.
+
         Raises RequestError, EngineUnavailable and UpstreamError as the server does over HTTP, and Refused
         with the answer when it is an error of the engine.
         """
+        for waits in range(WAITS):
+            try:
+                return await self._respond(body, cookies)
+            except Refused as refused:
+                wait_s = _wait_s(refused.reply, waits)
+                if wait_s is None:
+                    raise
+            await asyncio.sleep(wait_s)
+        return await self._respond(body, cookies)
+
+    async def _respond(self, body: bytes, cookies: Cookies) -> bytes:
         request = _request(cookies, self._server)
         try:
             answer = await self._server.responses(request, body)
@@ -49,7 +71,7 @@ class Model:
             raise Refused(answer)
         return answer.body
 
-    def state(self) -> Any:
+    def state(self) -> Ready | NotReady:
         """Ready or NotReady, as the server says of itself."""
         return self._server.state()
 
@@ -77,6 +99,14 @@ class Neighbours:
         self.key = key
         self._models: dict[str, Model] = {}
         self._resources: dict[str, object] = {}
+
+    def not_ready(self) -> Reply | None:
+        """The answer of a server's `/health` while one of its models cannot answer; None when all can."""
+        for model in self._models.values():
+            state = model.state()
+            if isinstance(state, NotReady):
+                return not_ready_reply(model.name, state)
+        return None
 
     def model(self, name: str) -> Model:
         """The model server called `name`."""
@@ -108,7 +138,18 @@ def _once(made: dict[str, Made], name: str, make: Callable[[], Made]) -> Made:
 def _request(cookies: Cookies, server: ModelServer) -> Request:
     line = b"; ".join(b"%s=%s" % pair for pair in cookies.items())
     headers = [(b"cookie", line)] if line else []
-    return Request({"type": "http", "headers": headers}, _nothing_comes, server.limits)
+    # A rollout is one task, and one session where places are shared out; by any other name it would be routed.
+    scope = {"type": "http", "headers": headers, ROLLOUT: b"%x" % id(asyncio.current_task())}
+    return Request(scope, _nothing_comes, server.limits)
+
+
+def _wait_s(refusal: Reply, waits: int) -> float | None:
+    """How long to wait after so many waits; None for what is no 429, or does not say when to ask again."""
+    said = next((value for name, value in refusal.headers if name == b"retry-after"), None)
+    if refusal.status != 429 or said is None or not said.isdigit() or int(said) > LONGEST_WAIT_S:
+        return None
+    growing = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**waits)
+    return max(float(said), growing * random.uniform(0.5, 1.0)) + growing * random.uniform(0.0, 0.5)
 
 
 async def _nothing_comes() -> MutableMapping[str, Any]:

@@ -16,6 +16,8 @@ from stand_in_engine import StandInEngine, chat_answer, mounted_at, serving
 from local_vllm.environments import Agent, ResourcesServer
 from local_vllm.environments.simple_agent.app import SimpleAgent
 from local_vllm.protocol import ConverterSettings
+from local_vllm.serving.admission import MAX_IN_FLIGHT
+from local_vllm.serving.endpoints import Endpoint, NotReady
 from local_vllm.serving.neighbours import Neighbours
 
 Turn = dict[str, Any]
@@ -72,6 +74,23 @@ class ScriptedEngine(StandInEngine):
         return [message["content"] for message in self.messages if message["role"] == "tool"]
 
 
+class Starting:
+    """Where an engine will be that loads its weights."""
+
+    def current(self) -> NotReady:
+        return NotReady("starting", "loading weights", 5)
+
+    def lost(self, endpoint: Endpoint) -> NotReady:
+        return self.current()
+
+    async def settled(self, within_s: float) -> NotReady:
+        return self.current()
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 @asynccontextmanager
 async def scripted_engine() -> AsyncIterator[ScriptedEngine]:
     stand_in = ScriptedEngine()
@@ -81,17 +100,19 @@ async def scripted_engine() -> AsyncIterator[ScriptedEngine]:
 
 
 def neighbours(
-    models: Mapping[str, StandInEngine] | StandInEngine,
+    models: Mapping[str, StandInEngine | Starting] | StandInEngine,
     environment: type[ResourcesServer] = ResourcesServer,
     settings: Mapping[str, Any] = {},
     serve_url: str = "http://127.0.0.1:9",
+    max_in_flight: int = MAX_IN_FLIGHT,
     **converter: Any,
 ) -> Neighbours:
     """`models` by name, or the one engine of all of them; `environment` is made of `settings`."""
 
     def make_model(name: str) -> Any:
-        engine = models if isinstance(models, StandInEngine) else models[name]
-        return model_server(over(engine), name=name, settings=ConverterSettings(**converter))
+        model = models if isinstance(models, StandInEngine) else models[name]
+        source = model if isinstance(model, Starting) else over(model)
+        return model_server(source, name=name, settings=ConverterSettings(**converter), max_in_flight=max_in_flight)
 
     def make_app(name: str, known: Neighbours) -> ResourcesServer:
         return environment(name, environment.Settings(**settings), known)

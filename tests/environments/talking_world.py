@@ -10,7 +10,6 @@ from rollout_world import Client
 
 from local_vllm.environments import ResourcesServer, Rollout, Verdict, tool
 from local_vllm.errors import EngineUnavailable, RequestError
-from local_vllm.serving.endpoints import NotReady
 
 
 class Seen(BaseModel):
@@ -101,9 +100,6 @@ class Recorder:
         self.given.append(dict(cookies))
         cookies[b"turn"] = b"%d" % len(self.asked)
         return self.answers.pop(0)
-
-    def state(self) -> NotReady:
-        return NotReady("starting", "loading weights", 5)
 
 
 class Silent:

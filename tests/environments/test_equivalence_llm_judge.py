@@ -156,6 +156,7 @@ async def test_labels_and_template_are_the_configs(engine: ScriptedEngine, judge
     [
         (says("I cannot say."), 502, "judge_gave_no_verdict"),
         (says("[[A="), 502, "judge_gave_no_verdict"),
+        (says("It could be [[A=B]], or", finish_reason="length"), 502, "judge_gave_no_verdict"),
         ((503, {"error": {"message": "busy"}}), 503, "service_unavailable"),
         ((429, {"error": {"message": "slow down"}}), 429, "rate_limit_exceeded"),
         ((500, {"error": {"message": "oops"}}), 500, "server_error"),

@@ -260,6 +260,17 @@ async def test_an_environment_behind_http_makes_the_same_rollout_as_one_in_the_p
     assert texts[0] == texts[1]
 
 
+async def test_calls_beside_each_other_that_come_first_share_one_session(engine: ScriptedEngine) -> None:
+    app = counter(engine)
+    engine.script = [calls(*[("add", {"number": 1})] * 3), calls(("tell", {})), says("done")]
+    async with serving(mounted_at("/world", app)) as far:
+        known = neighbours(engine, serve_url=far)
+        async with served(agent(known, resources_server_in_process=False)) as client:
+            answer = await client.post("/v1/responses", {"input": "Go"})
+    assert outputs(answer.json)[3]["output"] == "it is 3"
+    assert len(app.sessions) == 1
+
+
 async def test_an_agent_asks_for_the_tools_once(engine: ScriptedEngine) -> None:
     asked: list[str] = []
     app = counter(engine)

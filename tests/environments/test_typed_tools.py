@@ -252,6 +252,34 @@ async def test_the_first_traceback_of_a_kind_is_logged_and_no_deliberate_error(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
+class Unlucky:
+    @tool
+    async def cut(self) -> str:
+        return "half \ud83d"
+
+    @tool
+    async def cut_error(self) -> str:
+        raise ToolError("half \ud83d")
+
+    @tool
+    async def wait(self) -> None:
+        waited = asyncio.ensure_future(asyncio.sleep(60))
+        waited.cancel()
+        await waited
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cut", "half ?"),
+        ("cut_error", "Error: half ?"),
+        ("wait", "Error: wait failed: CancelledError"),
+    ],
+)
+async def test_half_a_character_and_a_cancelled_wait_end_no_rollout(name: str, text: str) -> None:
+    assert (await tools_of(Unlucky)[name].call(Unlucky(), "{}", None)).text == text
+
+
 async def test_a_cancelled_rollout_cancels_its_tool() -> None:
     running = asyncio.create_task(TOOLS["slow"].call(Toolbox(), "{}", None))
     await asyncio.sleep(0.005)

@@ -57,8 +57,8 @@ class Judge:
         prompt = self._template.format(question=question, expected_answer=first, generated_answer=second)
         request = self._request(prompt)
         answer = await self._ask(msgspec.json.encode(request))
-        text = Rollout(None, None, request=msgspec.Raw(b"{}"), response=answer).text
-        return Evaluation(swapped, self._verdict(text), request, msgspec.json.decode(answer))
+        said = Rollout(None, None, request=msgspec.Raw(b"{}"), response=answer)
+        return Evaluation(swapped, self._verdict(said), request, msgspec.json.decode(answer))
 
     def _request(self, prompt: str) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt}]
@@ -81,11 +81,11 @@ class Judge:
         message = f"The judge {self._model.name} refused its request: {error}"
         return EnvironmentFailure(message, code="judge_refused")
 
-    def _verdict(self, text: str) -> str:
-        """The last label: a judge may speak of both before it decides."""
-        labels = self._labels.findall(text)
-        if not labels:
-            shown = text[-_SHOWN:] or "nothing"
-            message = f"The judge {self._model.name} gave none of its labels; it said: {shown}"
-            raise UpstreamError(message, status=502, code="judge_gave_no_verdict")
-        return str(labels[-1])
+    def _verdict(self, said: Rollout[None, None]) -> str:
+        """The last label: a judge may speak of both before it decides, so one that was cut off has not decided."""
+        labels = self._labels.findall(said.text)
+        if said.status == "completed" and labels:
+            return str(labels[-1])
+        why = "gave none of its labels" if said.status == "completed" else f"did not finish ({said.status})"
+        message = f"The judge {self._model.name} {why}; it said: {said.text[-_SHOWN:] or 'nothing'}"
+        raise UpstreamError(message, status=502, code="judge_gave_no_verdict")
