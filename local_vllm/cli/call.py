@@ -88,11 +88,17 @@ def _call(asked: Asked) -> None:
     url = addresses.url_of(settings.agent_name)
     _check_answers(settings.agent_name, addresses)
     fields = {"model": settings.agent_name} | settings.responses_create_params | {"input": asked.text}
-    response = asyncio.run(_response(f"{url}/v1/responses", fields, addresses.key_of(settings.agent_name)))
+    # What is printed is a whole response.
+    fields.pop("stream", None)
+    content = asyncio.run(_response(f"{url}/v1/responses", fields, addresses.key_of(settings.agent_name)))
+    response = _read(url, content)
     if asked.json:
-        print(msgspec.json.format(response, indent=2).decode())
-    else:
-        print(*_in_words(msgspec.json.decode(response)), sep="\n")
+        print(msgspec.json.format(content, indent=2).decode())
+    elif words := list(_in_words(response)):
+        print(*words, sep="\n")
+    if response.get("status") == "failed":
+        reason = (response.get("error") or {}).get("message") or "it gave no reason"
+        raise RunError(f"{settings.agent_name} failed while it answered: {reason}")
 
 
 def _check_answers(name: str, addresses: Addresses) -> None:
@@ -115,6 +121,14 @@ async def _response(url: str, fields: Mapping[str, Any], key: str | None) -> byt
     if answer.status != 200:
         raise RunError(f"{url} answered with status {answer.status}: {_message(content)}")
     return content
+
+
+def _read(url: str, content: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        shown = content[:200].decode(errors="replace")
+        raise RunError(f"{url} answered with what is no response ({error}); it begins: {shown}") from error
 
 
 def _message(content: bytes) -> str:

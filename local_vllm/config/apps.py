@@ -19,6 +19,8 @@ from types import ModuleType
 from local_vllm.config import lookup
 from local_vllm.config.model_servers import Settings
 
+AGENTS = "responses_api_agents"
+RESOURCES = "resources_servers"
 SHIPPED = "local_vllm.environments"
 DEFAULT_ENTRYPOINT = "app.py"
 
@@ -109,7 +111,9 @@ def _the_one_class(module: ModuleType, app: str, kind: str) -> type:
     found = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "kind")
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and getattr(value, "kind", None) in (AGENTS, RESOURCES)
     ]
     if len(found) != 1:
         listed = ", ".join(each.__name__ for each in found) or "none"

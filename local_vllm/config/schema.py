@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from local_vllm.config.apps import settings_class
+from local_vllm.config.apps import AGENTS, RESOURCES, settings_class
 from local_vllm.config.described import DescribedNodes, described_nodes, named_apart
 from local_vllm.config.model_servers import (
     ChatSettings,
@@ -55,8 +55,6 @@ __all__ = [
 ]
 
 MODELS = "responses_api_models"
-AGENTS = "responses_api_agents"
-RESOURCES = "resources_servers"
 KINDS = (MODELS, AGENTS, RESOURCES)
 
 # Kind -> implementation -> what it can be told. A new kind of model server is a new line; agents and resources

@@ -45,7 +45,10 @@ class Environment(Protocol):
         ...
 
     async def resume(self, cookies: Cookies) -> Episode:
-        """The session that the cookies name; a new one, without a row, where they name none. Raises EngineUnavailable."""
+        """The session that the cookies name; a new one, without a row, where they name none.
+
+        Raises EngineUnavailable when it is not there any more.
+        """
         ...
 
 

@@ -79,7 +79,7 @@ class Place:
 
 
 def _session(request: Request, hint: str | None) -> bytes:
-    """The session's name; requests without one are told apart by their keys alone. A rollout is a session of its own."""
+    """The session's name; requests without one are told apart by their keys alone. A rollout is one by itself."""
     rollout: bytes | None = request.scope.get(ROLLOUT)
     if rollout is not None:
         return b"rollout " + rollout

@@ -132,6 +132,24 @@ def test_an_app_that_cannot_be_used_is_told_in_one_line(problems, write, source,
     assert line.startswith("dice.resources_servers.dice: ") and told in line and "\n" not in line
 
 
+def test_other_classes_of_an_app_may_have_a_kind_of_their_own(load, write):
+    others = """
+from dataclasses import dataclass
+from enum import Enum
+
+@dataclass
+class Face:
+    kind: str = "number"
+
+class Colour(Enum):
+    kind = "colour"
+"""
+    write("resources_servers/dice/app.py", APP + others)
+    write("d.yaml", DICE)
+
+    assert load("+config_paths=[d.yaml]").servers[0].settings.sides == 20
+
+
 def test_a_tool_that_cannot_be_one_is_told_before_anything_is_started(problems, write):
     write(
         "resources_servers/dice/app.py",

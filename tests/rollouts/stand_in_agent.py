@@ -118,6 +118,11 @@ class StandInAgent:
         if asked["input"] == "fail":
             error = {"message": "told to fail", "code": "told"}
             return web.json_response({"error": error}, status=400)
+        if asked["input"] == "no json":
+            return web.Response(text="<html>", content_type="text/html")
+        if asked["input"] == "give up":
+            failed = {"object": "response", "status": "failed", "output": [], "error": {"message": "told to give up"}}
+            return web.json_response(failed)
         output = [
             {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": '{"city": "Paris"}'},
             {"type": "function_call_output", "call_id": "c1", "output": "18 degrees"},

@@ -175,7 +175,8 @@ def test_a_call_asks_models_too_and_prints_the_whole_response_as_json(
     keep: Keep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep()
-    words = ["agent_name=policy_model", "--json", "+responses_create_params.temperature=0", "--", "+1 = 2?"]
+    params = ["+responses_create_params.temperature=0", "+responses_create_params.stream=true"]
+    words = ["agent_name=policy_model", "--json", *params, "--", "+1 = 2?"]
 
     assert ng_call(words) == 0
     asked = json.loads(capsys.readouterr().out)["asked"]
@@ -187,6 +188,8 @@ CALLS = {
     "no name": (["hello"], 2, "agent_name: must be given"),
     "a resources server": (["+agent_name=weather", "hello"], 1, "answers no texts"),
     "an error": ([f"+agent_name={AGENT}", "fail"], 1, "answered with status 400: told to fail"),
+    "a response that failed": ([f"+agent_name={AGENT}", "give up"], 1, f"{AGENT} failed while it answered: told to give up"),
+    "no response": ([f"+agent_name={AGENT}", "no json"], 1, "answered with what is no response"),
     "an unknown name": (["+agent_name=nobody", "hello"], 1, "no running ng_run has a server `nobody`"),
     "an unknown key": (["+agent=x", "hello"], 2, "unknown key"),
 }
