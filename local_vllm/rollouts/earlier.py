@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from local_vllm.errors import ConfigError, Problem
 from local_vllm.rollouts.disk import reading
 from local_vllm.rollouts.files import Collection, cut_torn_line
 from local_vllm.rollouts.identity import Identity, differences
 from local_vllm.rollouts.results import finished
-from local_vllm.rollouts.rows import Input
+from local_vllm.rollouts.rows import NO_ROW, Input
 from local_vllm.rollouts.tally import Done, Tally
 
 ANOTHER_WAY = "give another output_jsonl_fpath, or leave resume_from_cache out to move the output aside and start anew"
@@ -44,7 +42,7 @@ def tally_of(output: Path, tasks: int, repeats: int, tell: Callable[[str], None]
         for number, line in enumerate(file, 1):
             try:
                 row = finished(line)
-            except msgspec.MsgspecError as error:
+            except NO_ROW as error:
                 raise _broken(output, number, f"is no rollout: {error}") from error
             if not (0 <= row.task < tasks and 0 <= row.rollout < repeats):
                 raise _broken(output, number, f"is rollout {row.rollout} of task {row.task}, which is not asked for")

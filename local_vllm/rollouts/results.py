@@ -85,6 +85,7 @@ class Verified(msgspec.Struct, frozen=True):
 
 def verified(body: bytes) -> Verified:
     """The answer of `POST /run`. Raises ValueError or msgspec.MsgspecError, saying why, when it is no rollout."""
+    body.decode()
     fields = _fields.decode(body)
     if missing := [key for key in (PARAMS, "response", "reward") if key not in fields]:
         raise ValueError(f"it has no {' and no '.join(missing)}")

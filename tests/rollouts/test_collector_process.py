@@ -102,11 +102,12 @@ def test_a_broken_line_in_the_middle_is_refused_with_its_number(
     rows = rows_of(tmp_path, 3)
     collect(served, rows, output)
     lines = output.read_bytes().splitlines(keepends=True)
-    output.write_bytes(b"".join([lines[0], b"{}\n", *lines[1:]]))
-    done = collect(served, rows, output, RESUME)
+    for broken in (b"{}\n", b"[" * 50_000 + b"\n"):
+        output.write_bytes(b"".join([lines[0], broken, *lines[1:]]))
+        done = collect(served, rows, output, RESUME)
 
-    assert done.returncode == 2
-    assert f"{output}:2: is no rollout" in done.stderr
+        assert done.returncode == 2
+        assert f"{output}:2: is no rollout" in done.stderr
 
 
 def test_a_second_collector_of_the_same_output_is_refused_with_the_pid_of_the_first(

@@ -96,6 +96,7 @@ NO_ROLLOUT = {
     "a reward that is NaN": '{"responses_create_params": {}, "response": {}, "reward": NaN}',
     "no response": '{"responses_create_params": {}, "reward": 1}',
     "a response that is text": '{"responses_create_params": {}, "response": "hi", "reward": 1}',
+    "latin-1": '{"responses_create_params": {}, "response": {"x": "caf\xe9"}, "reward": 1}',
     "cut": '{"responses_create_params": {}, "response": {}, "rew',
 }
 
@@ -103,7 +104,7 @@ NO_ROLLOUT = {
 @pytest.mark.parametrize("answer", NO_ROLLOUT.values(), ids=NO_ROLLOUT)
 def test_an_answer_that_is_no_rollout_is_found_out(answer: str) -> None:
     with pytest.raises((ValueError, msgspec.MsgspecError)):
-        verified(answer.encode())
+        verified(answer.encode("latin-1"))
 
 
 TIMINGS = {
