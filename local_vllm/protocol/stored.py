@@ -5,7 +5,7 @@ Where they are kept is left to the server's response store.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -105,9 +105,10 @@ def input_of_chain(chain: Sequence[Stored]) -> list[Raw]:
     return [*items_of(chain[:-1]), *input_of(chain[-1])]
 
 
-def find_item(stored: Stored, item_id: str) -> Raw | None:
-    items = (*input_of(stored), *_decode_response(stored.response).output)
-    return next((item for item in items if _decode_item(item).id == item_id), None)
+def find_items(stored: Stored, item_ids: Collection[str]) -> dict[str, Raw]:
+    """Those of a response's items that have one of the ids."""
+    items = {_decode_item(item).id: item for item in items_of([stored])}
+    return {item_id: items[item_id] for item_id in item_ids if item_id in items}
 
 
 def _user_message(text: str) -> Raw:

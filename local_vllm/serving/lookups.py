@@ -7,10 +7,13 @@ import asyncio
 from msgspec import Raw
 
 from local_vllm.errors import RequestError
-from local_vllm.protocol.stored import find_item, items_of, response_of
+from local_vllm.protocol.stored import find_items, items_of, response_of
 from local_vllm.protocol.supplied import Supplied, Wanted
 from local_vllm.serving.audio import AudioFolder
 from local_vllm.serving.response_store import ResponseStore
+
+# As many stored responses are fetched at once for the items that a request refers to.
+TOGETHER = 16
 
 
 class Lookups:
@@ -40,14 +43,21 @@ class Lookups:
         return tuple(items_of(chain))
 
     async def _items(self, item_ids: tuple[str, ...]) -> dict[str, Raw]:
-        """Those that are here; a reference to another is refused where it stands."""
-        found: dict[str, Raw] = {}
+        """Those that are here, up to the first response that is not; a reference to another is refused where it
+        stands.
+        """
+        wanted: dict[str, set[str]] = {}
         for item_id in item_ids:
-            response_id = response_of(item_id)
-            stored = await self._store.get(response_id) if response_id else None
-            item = find_item(stored, item_id) if stored else None
-            if item is not None:
-                found[item_id] = item
+            if response_id := response_of(item_id):
+                wanted.setdefault(response_id, set()).add(item_id)
+        found: dict[str, Raw] = {}
+        response_ids = list(wanted)
+        for start in range(0, len(response_ids), TOGETHER):
+            batch = response_ids[start : start + TOGETHER]
+            for response_id, stored in zip(batch, await asyncio.gather(*map(self._store.get, batch)), strict=True):
+                if stored is None:
+                    return found
+                found |= find_items(stored, wanted[response_id])
         return found
 
 

@@ -60,11 +60,15 @@ class StoredResponses:
         return Reply(200, deleted(response_id))
 
     async def _get_input_items(self, request: Request) -> Answer:
-        """All items that the response was made from, those of the responses that it continues too."""
+        """All items that the response was made from, those of the responses that it continues too; a part of them
+        is not given for the whole.
+        """
         found = await asyncio.gather(*[store.chain(_id(request)) for store in self.stores])
         chain: list[Stored] = next((each for each in found if each), [])
         if not chain:
             return await self._ask_engines(request, "/input_items")
+        if (gone := chain[0].previous) is not None:
+            raise _not_found(gone)
         return Reply(200, item_list(input_of_chain(chain), _page(_query(request))))
 
     async def _cancel(self, request: Request) -> Answer:

@@ -165,6 +165,14 @@ async def test_a_conversation_whose_beginning_is_gone_is_refused_with_the_id_tha
         await ask(client, "three", previous_response_id=second.id)
 
 
+async def test_input_items_of_a_conversation_whose_beginning_is_gone_are_not_found(client: openai.AsyncOpenAI) -> None:
+    first = await ask(client, "one")
+    second = await ask(client, "two", previous_response_id=first.id)
+    await client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError, match=first.id):
+        await client.responses.input_items.list(second.id)
+
+
 async def test_a_stored_response_is_what_was_answered_until_it_is_deleted(client: openai.AsyncOpenAI) -> None:
     first = await ask(client, "one", metadata={"a": "b"})
     assert await client.responses.retrieve(first.id) == first
