@@ -86,6 +86,7 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)  # whose conversations these are is nobody else's business
             database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")

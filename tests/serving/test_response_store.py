@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -181,3 +182,23 @@ async def test_closing_twice_is_closing_once(make_store: MakeStore) -> None:
     store = make_store(1000)
     await store.close()
     await store.close()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+async def test_only_their_owner_reads_the_responses_of_a_file(tmp_path: Path, umask: int) -> None:
+    path, before = tmp_path / "responses.db", os.umask(umask)
+    try:
+        store = SqliteStore(str(path), room_for(10))
+        store.put(stored(1))
+        assert await store.get("resp_1") is not None
+        files = list(tmp_path.iterdir())
+    finally:
+        os.umask(before)
+    assert len(files) > 1 and {file.stat().st_mode & 0o777 for file in files} == {0o600}
+    await store.close()
+
+
+async def test_the_mode_of_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (path := tmp_path / "responses.db").touch(mode=0o640)
+    await SqliteStore(str(path), room_for(10)).close()
+    assert path.stat().st_mode & 0o777 == 0o640
