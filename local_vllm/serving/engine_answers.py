@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
+from local_vllm.errors import LocalVLLMError
 from local_vllm.protocol import Answer as Converted
 from local_vllm.protocol import ChatCall, Converter, tokenize_body
 from local_vllm.protocol.calls import COMPLETIONS, Doubt
@@ -48,7 +49,12 @@ class EngineAnswers:
         return self._converter.to_response(call, engine_body, await self._tokenize(call, to))
 
     async def _tokenize(self, call: ChatCall, to: Destination) -> bytes:
-        tokenized = await self._client.post_to_root(to.endpoint, "/tokenize", tokenize_body(call))
+        """What the engine says of the prompt. Without that the answer stays an answer, and the doubt is told."""
+        try:
+            tokenized = await self._client.post_to_root(to.endpoint, "/tokenize", tokenize_body(call))
+        except LocalVLLMError as error:
+            logger.warning("%s: /tokenize failed: %s", self._name, error)
+            return b"{}"
         return tokenized.body if tokenized.status == 200 else b"{}"
 
     async def streamed_response(self, call: ChatCall, to: Destination, keep: Keep) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 
 import aiohttp
 import openai
@@ -348,6 +349,27 @@ async def test_token_ids_come_inline_or_else_from_tokenize(one_engine: StandInEn
     assert last["generation_log_probs"] == [-0.5, -1.25]
     paths = [asked["path"] for asked in one_engine.asked]
     assert paths == ["/v1/chat/completions"] + ([] if inline else ["/tokenize"])
+
+
+class LosesTokenize(StandInEngine):
+    """Breaks its connection off in the middle of what /tokenize says."""
+
+    async def _answer(self, path: str, send: Callable) -> None:
+        self.break_off = path == "/tokenize"
+        await super()._answer(path, send)
+
+
+async def test_an_answer_stays_one_when_tokenize_fails(caplog: pytest.LogCaptureFixture) -> None:
+    losing = LosesTokenize()
+    losing.body = with_token_ids(chat_answer("Hi"), prompt=None)
+    async with serving(losing, lifespan="off") as url:
+        losing.base_url = f"{url}/v1"
+        settings = ConverterSettings(return_token_id_information=True)
+        async with serving(model_server(over(losing), settings=settings)) as address:
+            status, _, body = await ask("POST", f"{address}/v1/responses", json=ASK)
+    assert (status, body["output"][0]["content"][0]["text"]) == (200, "Hi")
+    assert [asked["path"] for asked in losing.asked] == ["/v1/chat/completions", "/tokenize"]
+    assert "Token ids were asked for and are missing" in caplog.text
 
 
 async def test_missing_token_ids_are_warned_of_once(
