@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
@@ -66,6 +67,8 @@ def _split_urls(value: Any) -> Any:
 def _url(url: Any) -> Any:
     if not isinstance(url, str) or not url.strip().startswith(("http://", "https://")):
         raise ValueError(f"must be a URL that begins with http:// or https://, not {url!r}")
+    if "@" in urlsplit(url.strip()).netloc:
+        raise ValueError("must not hold a user name or a password: write what opens the engine as `api_key`")
     return url.strip().rstrip("/")
 
 

@@ -216,6 +216,14 @@ def test_base_url_is_one_or_many_however_it_is_written(load, write, written, url
     )
 
 
+@pytest.mark.parametrize("url", ["http://me:pass@a:1/v1", "https://me@a/v1", " http://:pass@a/v1"])
+def test_a_url_with_credentials_is_refused_and_not_shown(problems, write, url):
+    write("a.yaml", VLLM.format(name="m", model="m"))
+    (line,) = problems("+config_paths=[a.yaml]", f"+m.vllm_model.base_url='http://b/v1,{url}'")
+    assert "base_url: must not hold a user name or a password" in line and "`api_key`" in line
+    assert "pass@" not in line
+
+
 @pytest.mark.parametrize(
     "name",
     [
