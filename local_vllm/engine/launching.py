@@ -16,6 +16,8 @@ from typing import Protocol
 from local_vllm.cluster.groups import VLLMGroup, vllm_groups
 from local_vllm.cluster.nodes import read_cluster
 from local_vllm.engine.owned import OwnedEngine
+from local_vllm.engine.spec import EngineState
+from local_vllm.plan.placement import Placement
 
 # From the start of `vllm serve` until it has its GPUs: it imports, reads the model's configuration, and asks Ray.
 PLACED_WITHIN_S = 300.0
@@ -43,28 +45,45 @@ async def launch_engines(
             for engine in sorted(engines, key=lambda engine: engine.spec.placement.launch_order):
                 if permission is not None:
                     await permission.check()
-                await launch_engine(engine)
+                await launch_engine(engine, alone=permission is None)
     except Exception as error:  # noqa: BLE001 (nobody waits for this task: the engines tell)
         for engine in engines:
             if engine.status.state.is_coming_up and not engine.is_placed:
                 await engine.fail(f"it could not be launched: {error}")
 
 
-async def launch_engine(engine: OwnedEngine) -> None:
-    """Launch one that has been prepared, and see it placed: what goes wrong becomes its status."""
+async def launch_engine(engine: OwnedEngine, *, alone: bool) -> None:
+    """Launch one that has been prepared, and see it placed: what goes wrong becomes its status.
+
+    `alone`: no engine but ours starts on the cluster. Otherwise a new group may be another's, which tells nothing of
+    this one until it has come up, or should have.
+    """
     before = await asyncio.to_thread(vllm_groups)
     await engine.launch()
     deadline = time.monotonic() + PLACED_WITHIN_S
-    while engine.status.state.is_coming_up:
+    while (state := engine.status.state).is_coming_up or state is EngineState.HEALTHY:
         groups = [group for name, group in (await asyncio.to_thread(vllm_groups)).items() if name not in before]
         placed = _gpus_by_node(groups)
+        if _is_there(engine.spec.placement, groups):
+            engine.is_placed = True
+            return
+        late = time.monotonic() > deadline
         if placed.total() >= engine.spec.placement.topology.gpus:
-            await _compare(engine, placed)
+            if alone or late or state is EngineState.HEALTHY:
+                return await engine.fail(await _misplaced(engine, placed))
+        elif state is EngineState.HEALTHY:
             return
-        if time.monotonic() > deadline:
-            await engine.fail(_not_placed(engine, groups))
-            return
+        elif late:
+            return await engine.fail(_not_placed(engine, groups))
         await asyncio.sleep(LOOK_AGAIN_S)
+
+
+def _is_there(placement: Placement, groups: Sequence[VLLMGroup]) -> bool:
+    """Whether the groups, or some of them when others are somebody else's, are those of the placement."""
+    if dict(_gpus_by_node(groups)) == placement.gpus_by_node:
+        return True
+    planned = Counter(frozenset((slot.node_id, slot.gpus) for slot in rank.slots) for rank in placement.ranks)
+    return planned <= Counter(frozenset(group.gpus_by_node.items()) for group in groups)
 
 
 def _gpus_by_node(groups: Sequence[VLLMGroup]) -> Counter[str]:
@@ -74,13 +93,10 @@ def _gpus_by_node(groups: Sequence[VLLMGroup]) -> Counter[str]:
     return gpus
 
 
-async def _compare(engine: OwnedEngine, placed: Mapping[str, int]) -> None:
+async def _misplaced(engine: OwnedEngine, placed: Mapping[str, int]) -> str:
     planned = engine.spec.placement.gpus_by_node
-    if dict(placed) == planned:
-        engine.is_placed = True
-        return
     addresses = {node.node_id: node.address for node in (await asyncio.to_thread(read_cluster)).nodes}
-    await engine.fail(
+    return (
         f"planned on {_in_words(planned, addresses)}, but Ray placed it on {_in_words(placed, addresses)}: "
         "something else took GPUs meanwhile; start it again"
     )

@@ -110,10 +110,10 @@ class Recovery:
         following = asyncio.create_task(self._engine.follow(self._tell))
         try:
             if await self._engine.prepare():
-                async with self._tenant.launching(1):
+                async with self._tenant.launching(1) as permission:
                     if reservation is not None:
                         reservation.close()
-                    await launch_engine(self._engine)
+                    await launch_engine(self._engine, alone=permission is None)
             return await following
         finally:
             following.cancel()

@@ -129,7 +129,7 @@ class StandInTenant:
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def launched(engine: StandInEngine) -> None:
+    async def launched(engine: StandInEngine, alone: bool) -> None:
         return None
 
     async def at_once(seconds: float) -> None:
