@@ -96,6 +96,7 @@ class Collector:
         self._rollouts = self._missing()
         self._stopping = asyncio.Event()
         self._broken: Exception | None = None
+        self._workers: list[asyncio.Task[None]] = []
         self._done_before, self._tokens_before = tally.done.count, tally.output_tokens
         self._begun_at, self._begun = time.time(), time.monotonic()
         self._failures: Lines | None = None
@@ -160,7 +161,7 @@ class Collector:
 
     async def _work_until_done_or_stopped(self) -> None:
         wanted = min(self._asked.concurrency, self._tally.total - self._tally.done.count)
-        workers = [asyncio.create_task(self._work()) for _ in range(wanted)]
+        workers = self._workers = [asyncio.create_task(self._work()) for _ in range(wanted)]
         if not workers:
             return
         try:
@@ -173,13 +174,13 @@ class Collector:
             await asyncio.wait(workers)
 
     async def _until_ended(self, workers: list[asyncio.Task[None]]) -> None:
-        """Until all have ended. Where an agent stayed down, what is in flight has its grace; after an error, nothing has."""
+        """Until all have ended. Where an agent stayed down, what is in flight has its grace."""
         ended, stopping = asyncio.ensure_future(asyncio.wait(workers)), asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if self._broken is None and not ended.done():
+            if self._broken is None and self._tally.in_flight:
                 self._tell(f"Stopping: {self._in_flight_and_grace()}.")
-                await asyncio.wait((ended,), timeout=self._deadlines.grace_s)
+            await asyncio.wait((ended,), timeout=self._deadlines.grace_s)
         finally:
             ended.cancel()
             stopping.cancel()
@@ -204,6 +205,10 @@ class Collector:
         except Exception as error:
             self._broken = self._broken or error
             self._stopping.set()
+            # What the others would bring could not be kept.
+            for worker in self._workers:
+                if worker is not asyncio.current_task():
+                    worker.cancel()
 
     async def _may_go_on(self) -> bool:
         await self._outage.over()

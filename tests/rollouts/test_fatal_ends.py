@@ -56,16 +56,23 @@ async def test_an_answer_that_is_nested_too_deeply_is_a_failure_of_its_row(colle
     assert (summary.done, summary.failures) == (1, {"invalid_answer": 1})
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
 async def test_when_the_output_cannot_be_written_what_is_in_flight_is_not_waited_for(
-    collect: Collect, monkeypatch: pytest.MonkeyPatch
+    agent: StandInAgent, collect: Collect, monkeypatch: pytest.MonkeyPatch, is_stopped: bool
 ) -> None:
     def full(fd: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    collecting = collect([row(i, delay_s=0.1 if i == 0 else 60) for i in range(20)])
+    rows = [row(i, delay_s=1 if i == 0 else 60) for i in range(20)]
+    collecting = asyncio.create_task(collect(rows))
+    while not agent.in_flight:
+        await asyncio.sleep(0.01)
+    if is_stopped:
+        collecting.cancel()
     with pytest.raises(RunError, match="cannot be written: No space left on device"):
-        await asyncio.wait_for(collecting, 10)
+        async with asyncio.timeout(10):
+            await asyncio.shield(collecting)
 
 
 async def test_after_an_outage_without_end_what_is_in_flight_has_its_grace(
