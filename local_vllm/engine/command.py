@@ -115,6 +115,7 @@ def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         FOLDER: str(spec.members),
         **_sockets_in(spec.members),
+        **_counters_in(spec, site),
         **for_an_engine(spec.hub_variables),
     }
     if spec.hf_token:
@@ -134,6 +135,12 @@ def _sockets_in(folder: Path) -> dict[str, str]:
     """Have vLLM's own sockets go with the folder: processes that are killed leave them behind."""
     fits = len(str(folder)) + _SOCKET_NAME_CHARACTERS <= _SOCKET_PATH_CHARACTERS
     return {"VLLM_RPC_BASE_PATH": str(folder)} if fits else {}
+
+
+def _counters_in(spec: EngineSpec, site: Site) -> dict[str, str]:
+    """The same for the files in which several API servers share what they count, which need the folder to be there."""
+    several = str(serve_flags(spec, site).get("api_server_count") or 1) != "1"
+    return {"PROMETHEUS_MULTIPROC_DIR": str(spec.members)} if several else {}
 
 
 def _is_inherited(name: str, value: str) -> bool:

@@ -139,6 +139,7 @@ class VLLMServe:
         self._spec.scratch.mkdir(parents=True, exist_ok=True)
         hidden = self._spec.scratch / "ray_non_carry_over_env_vars.json"
         hidden.write_text(json.dumps(command.SECRET_VARIABLES))
+        self._spec.members.mkdir(mode=0o700, exist_ok=True)
         self._port = site.port
         self._launched = time.monotonic()
         self._log = LogReader(self._spec.log_path)

@@ -145,8 +145,17 @@ def test_the_tail_of_a_log_has_only_this_launch_and_no_noise(tmp_path: Path) -> 
     log.write_text("an earlier launch\n")
     reader = LogReader(log)
     with log.open("a") as more:
-        more.write("ValueError: no such parser\n\nINFO:     Application startup complete.\nRoute: /health, Methods: GET\n")
-    assert reader.tail() == "ValueError: no such parser"
+        more.write("\x1b[36m(Worker pid=7)\x1b[0m ValueError: no such parser\n\nINFO:     Application startup complete.\nRoute: /health, Methods: GET\n")
+    assert reader.tail() == "(Worker pid=7) ValueError: no such parser"
+
+
+@pytest.mark.parametrize(("dp", "flags", "share"), [(1, {}, False), (2, {}, True), (2, {"api-server-count": 1}, False)])
+def test_what_several_api_servers_count_together_is_in_the_folder_of_its_processes(
+    dp: int, flags: dict[str, int], share: bool
+) -> None:
+    of = spec(dp=dp, vllm_serve_kwargs=flags)
+    told = serve_environment(of, site()).get("PROMETHEUS_MULTIPROC_DIR")
+    assert told == (str(of.members) if share else None)
 
 
 @pytest.mark.parametrize(("server", "are_in_the_folder"), [("policy_model", True), ("p" * 80, False)])

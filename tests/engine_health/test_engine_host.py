@@ -71,6 +71,7 @@ async def told(host: EngineHost) -> EngineStatus:
 async def test_an_engine_is_told_of_when_it_has_generated_and_ends_without_leaving_anything(host: EngineHost) -> None:
     await host.launch()
     assert (await told(host)).state is EngineState.HEALTHY
+    assert host.spec.members.stat().st_mode & 0o077 == 0
     await host.stop()
     assert (await host.status()).state is EngineState.STOPPED
     assert not host.spec.members.exists()
