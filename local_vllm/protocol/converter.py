@@ -15,7 +15,6 @@ from msgspec import Raw
 
 from local_vllm.protocol import tokens
 from local_vllm.protocol.calls import CHAT, COMPLETIONS, RESPONSES, Answer, Asked, ChatCall
-from local_vllm.protocol.chat import Delta
 from local_vllm.protocol.completion_answers import CompletionEvents, as_chat_answer
 from local_vllm.protocol.completions import Render, completion_body
 from local_vllm.protocol.doubts import doubts_of, token_doubt
@@ -30,7 +29,7 @@ from local_vllm.protocol.overflow import Overflow, find_overflow, limit_that_fit
 from local_vllm.protocol.passthrough import read_chat, without_developer
 from local_vllm.protocol.peek import peek_model
 from local_vllm.protocol.precedence import Fields, metadata_fields, overlay, raw_fields, with_lower_limit
-from local_vllm.protocol.reasoning import THINK, ThinkSplitter
+from local_vllm.protocol.reasoning import THINK
 from local_vllm.protocol.request import OpenAIFields, read_request
 from local_vllm.protocol.response import Ending, ending, overflow_notes, response_object, usage_of
 from local_vllm.protocol.settings import ConverterSettings
@@ -39,7 +38,7 @@ from local_vllm.protocol.supplied import NOTHING, Supplied, audio_urls, earlier_
 from local_vllm.protocol.to_chat import caller_fields, check, wants_logprobs
 from local_vllm.protocol.tokens import NoTokens, StreamedTokens
 from local_vllm.protocol.tools import read_tools
-from local_vllm.protocol.whole_answer import attach_tokens, read_answer
+from local_vllm.protocol.whole_answer import attach_tokens, folded, read_answer
 
 __all__ = ["Answer", "ChatCall", "Converter", "error_body", "peek_model", "tokenize_body"]
 
@@ -191,10 +190,10 @@ class Converter:
         decoded = read_answer(call, answer)
         choice = decoded.choices[0]
         end = ending(choice.finish_reason)
-        texts = texts_of_whole(answer) if wants_logprobs(asked.request) else None
+        texts = texts_of_whole(answer, self._splitting.tags) if wants_logprobs(asked.request) else None
         cut_off = end.status != "completed"
         splitter = self._splitting.of_whole(call, choice.message, answer, cut_off=cut_off)
-        output = _folded(asked, choice.message, splitter, texts, cut_off=cut_off)
+        output = folded(asked, choice.message, splitter, texts, cut_off=cut_off)
         found = attach_tokens(output, decoded, answer, tokenized) if call.wants_token_ids else None
         response = response_object(
             asked,
@@ -214,7 +213,7 @@ class Converter:
         """What makes events of the engine's stream, for a Responses call that asked for one."""
         asked: Asked = call.asked  # type: ignore[assignment]
         splitter = self._splitting.of_stream(call)
-        texts = TokenTexts() if wants_logprobs(asked.request) else None
+        texts = TokenTexts(self._splitting.tags) if wants_logprobs(asked.request) else None
         key = asked.response_id.removeprefix("resp_")
         kind: Callable[..., ResponseEvents] = ResponseEvents
         if call.path == COMPLETIONS:
@@ -272,22 +271,6 @@ class Converter:
 
 def _is(field: Any, json: bytes) -> bool:
     return type(field) is Raw and bytes(field) == json
-
-
-def _folded(
-    asked: Asked,
-    message: Delta,
-    splitter: ThinkSplitter | None,
-    texts: TokenTexts | None,
-    *,
-    cut_off: bool,
-) -> list[Any]:
-    """The items of a whole answer."""
-    key = asked.response_id.removeprefix("resp_")
-    fold = Fold(key, splitter=splitter, callees=asked.toolbox.callees, tokens=texts)
-    fold.add(message)
-    fold.finish(cut_off=cut_off)
-    return fold.items
 
 
 def _history(settings: ConverterSettings) -> History:

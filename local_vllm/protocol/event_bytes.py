@@ -88,7 +88,7 @@ class ItemWriter:
         return added + self._part(b"content_part.added", _EMPTY_PARTS.get(type(growing), _EMPTY_TEXT))
 
     def grew(self, step: Grew) -> bytes:
-        if step.logprobs:
+        if step.logprobs and self._name is _TEXT:
             return self._grew_with_logprobs(step)
         return self._write.numbered(self._delta + _encode(step.text))
 

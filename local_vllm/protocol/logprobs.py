@@ -4,10 +4,14 @@ every token that it generated, those of reasoning, of calls and of tags too.
 
 from __future__ import annotations
 
+import re
 from collections import deque
+from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+
+from local_vllm.protocol.reasoning import THINK, Tags
 
 
 class _NamedToken(Struct, gc=False):
@@ -40,9 +44,10 @@ class _Token(Struct, gc=False):
 
 
 class TokenTexts:
-    """The tokens that no text has taken yet, in order."""
+    """The tokens that no text has taken yet, in order. `tags` are among them, and in no text."""
 
-    def __init__(self) -> None:
+    def __init__(self, tags: Tags = THINK) -> None:
+        self._tags = tags
         self._waiting: deque[_Token] = deque()
         self._text = ""  # what follows the last text that was taken
         self._begins_at = 0
@@ -58,7 +63,7 @@ class TokenTexts:
 
     def take(self, text: str) -> list[Raw]:
         """The entries of the tokens that `text` was made of; all that wait, if their texts do not show it."""
-        found = self._text.find(text)
+        found = self._place_of(text)
         if found < 0:
             found, text = 0, self._text
         start = self._begins_at + found
@@ -67,6 +72,21 @@ class TokenTexts:
         passed = self._pop_before(self._begins_at)
         return [token.entry for token in passed if token.end > start or token.start >= start]
 
+    def _place_of(self, text: str) -> int:
+        """Where `text` stands: right here nearly always; else behind tags, whose own characters are not it."""
+        if self._text.startswith(text):
+            return 0
+        untagged = _tags_in(self._tags).sub(lambda tag: "\0" * len(tag[0]), self._text)
+        first = found = untagged.find(text)
+        starts = {token.start - self._begins_at for token in self._waiting}
+        while found >= 0 and found not in starts:
+            found = untagged.find(text, found + 1)
+        if found >= 0:
+            return found
+        if self._text.endswith(text):
+            return len(self._text) - len(text)
+        return first if first >= 0 else self._text.find(text)
+
     def _pop_before(self, end: int) -> list[_Token]:
         popped = []
         while self._waiting and self._waiting[0].start < end:
@@ -74,9 +94,14 @@ class TokenTexts:
         return popped
 
 
-def texts_of_whole(answer: bytes) -> TokenTexts:
+@lru_cache(maxsize=64)
+def _tags_in(tags: Tags) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tags)))
+
+
+def texts_of_whole(answer: bytes, tags: Tags = THINK) -> TokenTexts:
     """The tokens of a whole answer; none when the engine listed none."""
-    texts = TokenTexts()
+    texts = TokenTexts(tags)
     listed = _decode_answer(answer).choices[0].logprobs
     if listed is not None and listed.content is not UNSET and bytes(listed.content) != b"null":
         texts.add(listed.content)

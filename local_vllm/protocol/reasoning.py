@@ -1,6 +1,6 @@
-"""The only place that knows `<think>` and the tags of other models: splits a model's text, in pieces as it comes, into reasoning and
-answer. An engine with a reasoning parser has done this already and gives its reasoning in a field of its
-own.
+"""The only place that knows `<think>` and the tags of other models: splits a model's text, in pieces as it comes, into
+reasoning and answer. An engine with a reasoning parser has done this already and gives its reasoning in a field of
+its own.
 """
 
 from __future__ import annotations

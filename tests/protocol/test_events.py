@@ -352,3 +352,12 @@ def test_the_tokens_of_a_text_are_looked_for_behind_those_that_were_taken():
 def test_log_probabilities_that_were_not_asked_for_are_not_told():
     events = parse(Conversion(return_token_id_information=True).all(TOKENS))
     assert all(event["logprobs"] == [] for event in events if "logprobs" in event)
+
+
+def test_only_the_events_of_text_have_log_probabilities():
+    conversion = Conversion({"include": ["message.output_text.logprobs"]})
+    deltas = [({"reasoning": "why"}, "why"), ({"content": "so"}, "so"), ({"refusal": "no"}, "no")]
+    pieces = [chunk(delta, logprobs=listed((token, -1.0))) for delta, token in deltas]
+    events = parse(conversion.all([FIRST, *pieces, chunk({}, "stop"), DONE]))
+    having = {event["type"] for event in events if "logprobs" in event}
+    assert having == {"response.output_text.delta", "response.output_text.done"}

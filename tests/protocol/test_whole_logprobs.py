@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from msgspec import Raw
 from openai.types.responses import Response
 
 from local_vllm.protocol.converter import Converter
+from local_vllm.protocol.logprobs import TokenTexts
 from local_vllm.protocol.settings import ConverterSettings
 
 INCLUDED = {"include": ["message.output_text.logprobs"]}
@@ -64,3 +66,32 @@ def test_an_engine_that_lists_none_is_no_failure() -> None:
         choice = {"logprobs": logprobs, "message": {"role": "assistant", "content": "x"}}
         answer = convert.to_response(call, json.dumps({"model": "m", "choices": [choice]}).encode())
         assert json.loads(answer.body)["output"][0]["content"][0]["logprobs"] == []
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "texts"),
+    [
+        (["<think>", "in", "</think>", "k"], [1, 3]),
+        (["<", "think", ">", "think", "</", "think", ">", "think"], [3, 7]),
+        (["<think>", "\n", "hi", "\n", "</think>", "\n", "thin"], [2, 6]),
+        (["a", "</think>", "a"], [0, 2]),
+        (["[THINK]", "T", "[/THINK]", "IN"], [1, 3]),
+    ],
+)
+def test_the_characters_of_a_tag_are_not_the_text_that_follows_it(tokens, texts, streamed) -> None:
+    """`texts` are the numbers of the tokens that are a text."""
+    waiting, taken = TokenTexts(), []
+    for number, token in enumerate(tokens):
+        waiting.add(Raw(json.dumps([entry(token) | {"logprob": -number}]).encode()))
+        if streamed and number in texts:
+            taken.append(waiting.take(token))
+    if not streamed:
+        taken = [waiting.take(tokens[number]) for number in texts]
+    assert [[-json.loads(bytes(each))["logprob"] for each in one] for one in taken] == [[number] for number in texts]
+
+
+def test_the_tags_of_other_models_are_no_text_either() -> None:
+    texts = TokenTexts(("<why>", "</why>"))
+    texts.add(Raw(json.dumps([entry(token) for token in ("<", "why", ">", "why", " not")]).encode()))
+    assert [json.loads(bytes(taken))["token"] for taken in texts.take("why not")] == ["why", " not"]
