@@ -52,8 +52,7 @@ class EngineAnswers:
         """What the engine says of the prompt. Without that the answer stays an answer, and the doubt is told."""
         try:
             tokenized = await self._client.post_to_root(to.endpoint, "/tokenize", tokenize_body(call))
-        except LocalVLLMError as error:
-            logger.warning("%s: /tokenize failed: %s", self._name, error)
+        except LocalVLLMError:
             return b"{}"
         return tokenized.body if tokenized.status == 200 else b"{}"
 

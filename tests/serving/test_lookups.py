@@ -52,7 +52,8 @@ async def test_each_response_is_fetched_once_and_several_at_a_time() -> None:
 
 async def test_nothing_more_is_fetched_after_one_that_is_gone() -> None:
     store = SlowStore(2)
-    ids = [item(0, 0), "msg_of_somebody_else", item(1, 1), item(1, 7), *[item(number, 0) for number in range(2, 10_000)]]
+    ids = [item(0, 0), "msg_of_somebody_else", item(1, 1), item(1, 7)]
+    ids += [item(number, 0) for number in range(2, 10_000)]
     async with asyncio.timeout(1):
         assert await found(store, *ids) == {item(0, 0), item(1, 1)}
     assert len(store.asked) == TOGETHER
