@@ -21,6 +21,9 @@ _PHASES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 _NOISE = re.compile(r"Route: /|^INFO: |^\s*(\^+|~+)?\s*$|deprecat|FutureWarning|\[W\d|leaked (shared_memory|semaphore)", re.IGNORECASE)
 
+# Ray colours what it passes on of its workers.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class LogReader:
     """Reads what was appended to a log file since the last call, and keeps the phase it speaks of."""
@@ -50,7 +53,7 @@ class LogReader:
             with open(self.path, "rb") as log:
                 size = log.seek(0, 2)
                 log.seek(max(self._start, size - (1 << 16)))
-                text = log.read().decode(errors="replace")
+                text = _COLOUR.sub("", log.read().decode(errors="replace"))
         except OSError:
             return ""
         return "\n".join([line for line in text.splitlines() if not _NOISE.search(line)][-lines:])

@@ -68,7 +68,7 @@ class Progress:
 
     def engine(self, status: EngineStatus) -> None:
         """A step for an engine, from its status."""
-        detail = status.detail.partition("\n")[0]
+        detail = status.reason
         doing = detail if status.state is EngineState.STARTING else status.state_in_words
         tells_why = (EngineState.FAILED, EngineState.LOST, EngineState.STALLED, EngineState.RESTARTING)
         if detail and status.state in tells_why:

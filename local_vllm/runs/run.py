@@ -181,7 +181,7 @@ class Run:
         self.progress.engine(status)
         if self._is_up and self.console.is_terminal and status.state_in_words != self._said.get(status.server):
             self._said[status.server] = status.state_in_words
-            why = status.detail.partition("\n")[0]
+            why = status.reason
             self.console.print(f"{status.server}: {status.state_in_words}{f': {why}' if why else ''}", soft_wrap=True)
         self._keep(servers=tuple(with_status(server, status, engine.spec) for server in self.record.servers))
 
