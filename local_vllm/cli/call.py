@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
+from local_vllm.cli.failures import told
 from local_vllm.config.compose import load_run_config
 from local_vllm.config.schema import GLOBAL_KEYS, RESOURCES
 from local_vllm.errors import ConfigError, LocalVLLMError, Problem, RunError
@@ -53,12 +54,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     try:
         _call(_understood(argv))
-    except ConfigError as error:
-        print("ng_call:", *(f"  {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
-        return 2
     except LocalVLLMError as error:
-        print(f"ng_call: {error}", file=sys.stderr)
-        return 1
+        return told("ng_call", error)
     except KeyboardInterrupt:
         print("ng_call: stopped", file=sys.stderr)
         return 1

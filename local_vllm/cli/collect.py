@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from local_vllm.cli.failures import told
 from local_vllm.config.compose import load_run_config
 from local_vllm.config.files import QUICKSTART
 from local_vllm.config.help import global_keys_help
@@ -78,14 +79,11 @@ def run(argv: Sequence[str]) -> int:
     try:
         with _signals_interrupt():
             return _collected(argv)
-    except ConfigError as error:
-        print("ng_collect_rollouts:", *(f"  {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
-        return 2
     except LocalVLLMError as error:
-        print(f"ng_collect_rollouts: {error}", file=sys.stderr)
+        return told("ng_collect_rollouts", error)
     except KeyboardInterrupt:
         print("ng_collect_rollouts: stopped before anything was begun", file=sys.stderr)
-    return 1
+        return 1
 
 
 @contextmanager

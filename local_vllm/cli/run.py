@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from local_vllm.cli.failures import told
 from local_vllm.config.compose import load_run_config
 from local_vllm.config.help import global_keys_help, server_keys_help
 from local_vllm.config.schema import RunConfig
@@ -51,7 +52,7 @@ def run(argv: list[str]) -> int:
     try:
         config = load_run_config(argv, cwd=Path.cwd())
     except ConfigError as error:
-        return _fail(error, 2)
+        return _told(error)
 
     from rich.console import Console
 
@@ -61,10 +62,8 @@ def run(argv: list[str]) -> int:
         console.print(f"Note: {notice}", soft_wrap=True)
     try:
         _do(config, console)
-    except ConfigError as error:
-        return _fail(error, 2)
     except LocalVLLMError as error:
-        return _fail(error, 1)
+        return _told(error)
     return 0
 
 
@@ -80,14 +79,8 @@ def _do(config: RunConfig, console: Console) -> None:
         asyncio.run(Run(config, console).serve())
 
 
-def _fail(error: LocalVLLMError, status: int) -> int:
-    print(f"ng_run: {error}" if status == 1 else _listed(error), file=sys.stderr)
-    return status
-
-
-def _listed(error: LocalVLLMError) -> str:
-    problems = error.problems if isinstance(error, ConfigError) else (error,)
-    return "\n".join(["ng_run: the configuration is wrong:", *(f"  {problem}" for problem in problems)])
+def _told(error: LocalVLLMError) -> int:
+    return told("ng_run", error, heading=" the configuration is wrong:")
 
 
 if __name__ == "__main__":
