@@ -267,7 +267,7 @@ def test_a_model_in_a_folder_is_shown_by_its_absolute_path(dry: Dry, tmp_path: P
 
 
 OTHERS = """
-    policy_base_url: http://me:pw@vllm-1:8000/v1,http://vllm-2:8000/v1
+    policy_base_url: http://vllm-1:8000/v1,http://vllm-2:8000/v1
     policy_api_key: sk-leaked
     policy_model_name: org/m
 """
@@ -281,7 +281,7 @@ def test_servers_without_an_engine_of_ours_are_listed_with_where_they_point(dry:
         "+cluster=1x8",
     )
 
-    assert "policy_model  vllm_model, org/m at http://***@vllm-1:8000/v1, http://vllm-2:8000/v1" in shown.text
+    assert "policy_model  vllm_model, org/m at http://vllm-1:8000/v1, http://vllm-2:8000/v1" in shown.text
     assert f"policy_model_proxy  local_vllm_model_proxy, that of {INSTRUCT}" in shown.text
     assert "leaked" not in shown.text
     assert len(shown.engines) == 1
@@ -292,7 +292,7 @@ def test_a_configuration_without_engines_needs_no_cluster(dry: Dry, tmp_path: Pa
     shown = dry("+config_paths=[openai_model.yaml]", "+ray_address=127.0.0.1:1")
 
     assert (shown.status, shown.error) == (0, "")
-    assert "policy_model  openai_model, org/m at http://***@vllm-1" in shown.text
+    assert "policy_model  openai_model, org/m at http://vllm-1" in shown.text
     assert "no server of this configuration has an engine" in shown.text
 
 
