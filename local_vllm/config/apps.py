@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from local_vllm.config import lookup
-from local_vllm.config.model_servers import Settings
+from local_vllm.config.fields import Settings
 
 AGENTS = "responses_api_agents"
 RESOURCES = "resources_servers"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from local_vllm.config.model_servers import Number, PositiveInt, Settings, no_bool
+from local_vllm.config.fields import Number, PositiveInt, Settings, no_bool
 
 MOST_NODES = 10_000
 MOST_GPUS = 1_000

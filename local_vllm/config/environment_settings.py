@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from local_vllm.config.model_servers import PositiveInt, ServerReference, Settings, named_server
+from local_vllm.config.fields import PositiveInt, ServerReference, Settings, named_server
 
 
 class ModelServerReference(ServerReference):

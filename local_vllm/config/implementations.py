@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from local_vllm.config.apps import DEFAULT_ENTRYPOINT, AppError, AppFolders, settings_class, shipped_apps
-from local_vllm.config.model_servers import Settings
+from local_vllm.config.fields import Settings
 from local_vllm.config.nearest import did_you_mean
 from local_vllm.config.schema import MODELS, REGISTRY
 

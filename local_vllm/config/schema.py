@@ -14,19 +14,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 
 from local_vllm.config.apps import AGENTS, RESOURCES, settings_class
 from local_vllm.config.described import DescribedNodes, described_nodes, named_apart
+from local_vllm.config.fields import JsonObject, Number, PositiveInt, ServerReference, Settings
 from local_vllm.config.model_servers import (
     ChatSettings,
-    JsonObject,
+    ModelServerSettings,
+    OpenAIModelSettings,
+    VLLMModelSettings,
+)
+from local_vllm.config.own_engines import (
     LocalVLLMModelProxySettings,
     LocalVLLMModelSettings,
-    ModelServerSettings,
-    Number,
-    OpenAIModelSettings,
     OwnEngineSettings,
-    PositiveInt,
-    ServerReference,
-    Settings,
-    VLLMModelSettings,
     VLLMServeKwargs,
 )
 
