@@ -103,3 +103,9 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:150]
     except OSError:
         return ""
+
+
+def tool(folder: Path, name: str, body: str) -> None:
+    """A command of that name in the folder: a shell script."""
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
