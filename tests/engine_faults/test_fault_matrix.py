@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,7 +42,7 @@ NOTICED_WITHIN_S = 5.0
 ANSWERED_WITHIN_S = 1.0
 # On two cores that engines want too.
 REPLICA_WITHIN_S = 30.0
-HAPROXY_WITHIN_S = 60.0
+SERVE_WITHIN_S = 60.0
 # Connections come and go, and so do buffers.
 FILES_MORE, MEMORY_MORE_MIB = 48, 96.0
 # A look a second, and what the engine's own answers take on a busy machine.
@@ -143,14 +145,19 @@ def test_a_stream_outlives_the_loss_of_another_servers_replica(run: NgRun) -> No
     assert {process.pid for process in run.named("RayWorkerProc")} == engines, "its engine goes on"
 
 
-@pytest.mark.parametrize("which", ["bin/haproxy", "ray::HAProxyManager"])
-def test_requests_are_answered_again_after_haproxy_was_killed_and_engines_do_not_notice(run: NgRun, which: str) -> None:
+@pytest.mark.parametrize("which", ["ray::ServeController", "bin/haproxy", "ray::HAProxyManager"])
+def test_requests_are_answered_again_after_a_part_of_serve_was_killed_and_engines_do_not_notice(
+    run: NgRun, which: str
+) -> None:
     engines = {process.pid for process in run.named("RayWorkerProc")}
-    for process in run.named(which):
-        process.kill()
-    killed = time.monotonic()
-    assert until(lambda: _answers(run, STEADY), HAPROXY_WITHIN_S)
-    print(f"{which} killed: answered again after {time.monotonic() - killed:.1f} s")
+    killed = {process.pid for process in run.named(which)}
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    begun = time.monotonic()
+    assert until(lambda: {process.pid for process in run.named(which)} - killed, SERVE_WITHIN_S), "it is started again"
+    assert until(lambda: _answers(run, STEADY), SERVE_WITHIN_S)
+    print(f"{which} killed: answered again after {time.monotonic() - begun:.1f} s")
     assert {process.pid for process in run.named("RayWorkerProc")} == engines
 
 
