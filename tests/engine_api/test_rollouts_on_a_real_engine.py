@@ -95,7 +95,8 @@ def test_the_verdict_of_a_judge_on_an_engine_of_its_own_is_the_reward(run: NgRun
     rollouts = sorted(rows_of(tmp_path / "rollouts.jsonl"), key=lambda row: row["_ng_task_index"])
     assert [row["reward"] for row in rollouts] == [1.0, 0.0, 1.0]
     assert [row["verdict"] for row in rollouts] == ["equal", "not_equal", "equal"]
-    assert succeeded(run, "judge_model") - before == 3
+    # A canary of the watcher may be among them.
+    assert succeeded(run, "judge_model") - before in (3, 4)
 
 
 def test_two_hundred_rollouts_of_three_turns_are_all_there(run: NgRun, tmp_path: Path) -> None:
