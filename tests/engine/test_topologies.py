@@ -1,5 +1,5 @@
-"""Engines on one node, with data and with pipeline parallelism: the same answers, the same token ids, and nothing left
-after. Tensor parallelism, and both together, are in tests/multinode.
+"""An engine with data and pipeline parallelism on one node: the same answers, the same token ids, and nothing left after.
+Tensor parallelism is in tests/multinode.
 """
 
 from __future__ import annotations
@@ -19,39 +19,33 @@ RUNNING = "vllm:num_requests_running{"
 # Enough to go on for some seconds.
 MANY_WORDS = 60
 
-TOPOLOGIES = {
-    "dp2": {"data_parallel_size": 2},
-    "pp2": {"pipeline_parallel_size": 2},
+NAME = "dp2_pp2"
+# Without vLLM's reasoning parser: the reasoning is then found in the text.
+FLAGS = {
+    "data_parallel_size": 2,
+    "pipeline_parallel_size": 2,
+    "reasoning_parser": "null",
+    "default_chat_template_kwargs": "{plain_answers: true}",
 }
 
-# One of them without vLLM's reasoning parser: the reasoning is then found in the text.
-WITHOUT_REASONING_PARSER = {
-    "pp2": {"reasoning_parser": "null", "default_chat_template_kwargs": "{plain_answers: true}"},
-}
 
-
-def test_engines_of_two_topologies_share_a_node_end_in_peace_and_leave_nothing(tmp_path: Path) -> None:
-    words = []
-    for name, sizes in TOPOLOGIES.items():
-        (tmp_path / f"{name}.yaml").write_text(SERVER.format(name=name, key=KEY, size=1))
-        for flag, value in (sizes | WITHOUT_REASONING_PARSER.get(name, {})).items():
-            words.append(f"++{name}.responses_api_models.local_vllm_model.vllm_serve_kwargs.{flag}={value}")
-    configs = ",".join(f"{name}.yaml" for name in TOPOLOGIES)
-    with running(tmp_path, f"+config_paths=[{configs}]", "+logical_gpus=6", *words) as run:
-        assert run.free_gpus_and_groups() == (2, 3), "each data-parallel rank has a placement group of its own"
-        for name in TOPOLOGIES:
-            client = run.client(name)
-            check_text(client)
-            check_tool_call(client)
-            check_reasoning(client)
-            check_token_ids(client, engine_url(run, name))
+def test_an_engine_with_data_and_pipeline_parallelism_ends_in_peace_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "engine.yaml").write_text(SERVER.format(name=NAME, key=KEY, size=1))
+    kwargs = f"++{NAME}.responses_api_models.local_vllm_model.vllm_serve_kwargs"
+    words = [f"{kwargs}.{flag}={value}" for flag, value in FLAGS.items()]
+    with running(tmp_path, "+config_paths=[engine.yaml]", "+logical_gpus=6", *words) as run:
+        assert run.free_gpus_and_groups() == (2, 2), "each data-parallel rank has a placement group of its own"
+        client = run.client(NAME)
+        check_text(client)
+        check_tool_call(client)
+        check_reasoning(client)
+        check_token_ids(client, engine_url(run, NAME))
         assert KEY not in run.text()
         assert not any(KEY in " ".join(process.cmdline()) for process in run.processes())
         run.keep_a_cpu_free_of_engines()
         with ThreadPoolExecutor(1) as pool:
-            client = run.client("pp2")
             long_answer = pool.submit(client.responses.create, model="local-vllm-default", input=f"REPEAT:{MANY_WORDS}")
-            assert until(lambda: requests_running(run, "pp2") > 0, 20)
+            assert until(lambda: requests_running(run, NAME) > 0, 20)
             assert run.stop(signal.SIGTERM, deadline_s=150) == 0
         assert "Waiting for requests in flight: 1." in run.text()
         assert len(long_answer.result().output_text.split()) == MANY_WORDS, "what was in flight has ended in peace"

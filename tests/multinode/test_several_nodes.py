@@ -1,4 +1,7 @@
-"""Real engines over nodes of two GPUs each, under a head that has none: the seeds' two-node topologies, made small."""
+"""Real engines over several nodes, under a head that has no GPUs: the seeds' topologies, made small.
+
+scripts/sample-topologies has more of them.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,21 @@ from several_nodes import (
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
-GPUS = {HEAD: 0, "n1": 2, "n2": 2, "n3": 2, "n4": 2}
-# Each with the address that it listens on; None is the default, loopback.
-RUNS = {
-    "engines over two nodes each": (
-        "0.0.0.0",
-        {
-            "strict_dp2_tp2": Engine(2, 2, 1, "strict", (2, 2)),
-            "span_tp4": Engine(1, 4, 1, "span", (2, 2)),
-        },
-    ),
-    "an engine that is killed": (None, {"killed": Engine(1, 1, 1, "strict", (1,))}),
-}
+# Each run with the address that it listens on; None is the default, loopback.
+KILLED = (None, {"killed": Engine(1, 1, 1, "strict", (1,))})
 if os.environ.get("LOCAL_VLLM_LONG"):
-    RUNS["a pipeline over two nodes"] = ("0.0.0.0", {"span_pp2_tp2": Engine(1, 2, 2, "span", (2, 2))})
+    GPUS = {HEAD: 0} | {f"n{number}": 2 for number in range(1, 7)}
+    ENGINES = {
+        "strict_dp2_tp2": Engine(2, 2, 1, "strict", (2, 2)),
+        "span_tp4": Engine(1, 4, 1, "span", (2, 2)),
+        "span_pp2_tp2": Engine(1, 2, 2, "span", (2, 2)),
+    }
+    RUNS = {"engines over two nodes each": ("0.0.0.0", ENGINES), "an engine that is killed": KILLED}
+else:
+    # Twenty processes that import vLLM take a few cores too long for every change.
+    GPUS = {HEAD: 0} | {f"n{number}": 1 for number in range(1, 5)}
+    ENGINES = {"span_dp2_tp2": Engine(2, 2, 1, "span", (1, 1, 1, 1))}
+    RUNS = {"an engine over four nodes": ("0.0.0.0", ENGINES), "an engine that is killed": KILLED}
 
 WHO_IS_HEAD = """
 import json
