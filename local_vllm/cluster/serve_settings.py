@@ -32,7 +32,7 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int, open_files
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus))),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus // 2))),
         # 4096 connections are not enough for rollouts beside clients that are idle. HAProxy asks for two files for each,
         # and for a pipe to every fourth.
         "RAY_SERVE_HAPROXY_MAXCONN": str(max(512, min(MAX_CONNECTIONS, (open_files - SPARE_FILES) * 2 // 5))),

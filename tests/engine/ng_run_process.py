@@ -144,24 +144,24 @@ class NgRun:
         self.process.send_signal(sig)
         return self.process.wait(deadline_s)
 
-    def keep_a_cpu_free_of_engines(self) -> None:
-        """Leave one CPU to everything but vLLM's own workers, which spin between steps.
+    def let_others_go_before_engines(self) -> None:
+        """Give vLLM's workers, which spin between steps, a CPU only while nobody else wants it.
 
-        On two CPUs they starve vLLM's API server for as long as they generate: it then sends no token, answers no
-        /metrics and sees no client leave for up to half a minute (seen with vLLM 0.32, asked directly).
+        On two CPUs they starve everything for as long as they generate, the kernel's own network threads too: vLLM's API
+        server then sends no token, answers no /metrics and sees no client leave for up to half a minute (seen with vLLM
+        0.32 on Linux 6.18, asked directly; neither niceness nor a CPU of their own helps).
         """
-        allowed = os.sched_getaffinity(0)
-        self._give_engines(allowed - {max(allowed)} or allowed)
+        self._schedule_engines(os.SCHED_IDLE)
 
-    def leave_all_cpus_to_engines(self) -> None:
+    def let_engines_compete(self) -> None:
         """Take that back."""
-        self._give_engines(os.sched_getaffinity(0))
+        self._schedule_engines(os.SCHED_OTHER)
 
-    def _give_engines(self, cpus: set[int]) -> None:
+    def _schedule_engines(self, policy: int) -> None:
         for process in self.named("ray::EngineCoreActor") + self.named("ray::RayWorkerProc"):
             for thread in process.threads():
-                with suppress(ProcessLookupError):  # threads come and go
-                    os.sched_setaffinity(thread.id, cpus)
+                with suppress(ProcessLookupError, PermissionError):  # threads come and go
+                    os.sched_setscheduler(thread.id, policy, os.sched_param(0))
 
     def end(self) -> None:
         """End it in any case, with everything below it."""

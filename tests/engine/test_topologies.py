@@ -42,7 +42,7 @@ def test_an_engine_with_data_and_pipeline_parallelism_ends_in_peace_and_leaves_n
         check_token_ids(client, engine_url(run, NAME))
         assert KEY not in run.text()
         assert not any(KEY in " ".join(process.cmdline()) for process in run.processes())
-        run.keep_a_cpu_free_of_engines()
+        run.let_others_go_before_engines()
         with ThreadPoolExecutor(1) as pool:
             long_answer = pool.submit(client.responses.create, model="local-vllm-default", input=f"REPEAT:{MANY_WORDS}")
             assert until(lambda: requests_running(run, NAME) > 0, 20)

@@ -52,5 +52,5 @@ def run(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     words = (f"+config_paths=[{configs}]", CONTEXT, PACE, *from_hub, *VERDICT_OF_THE_ROW)
     environment = {**WITH_HELD_BACK, "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1,localhost"}
     with running(folder, *words, environment=environment) as started:
-        started.keep_a_cpu_free_of_engines()
+        started.let_others_go_before_engines()
         yield started

@@ -229,7 +229,7 @@ async def clients(run: NgRun) -> AsyncIterator[Clients]:
 async def hurt(clients: Clients, name: str, load: str) -> Cell:
     """Bring the fault about under the load, and wait until the engine generates again."""
     run, fault = clients.run, FAULTS[name]
-    run.keep_a_cpu_free_of_engines()
+    run.let_others_go_before_engines()
     body = LONG | {"stream": load == "streaming"}
     requests = 0 if load == "idle" else REQUESTS
     asking = [asyncio.create_task(clients.ask(FAULTY, body)) for _ in range(requests)]

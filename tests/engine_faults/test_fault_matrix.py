@@ -98,7 +98,7 @@ async def _hurt_beside_a_steady_client(run: NgRun, fault: str, load: str) -> tup
 
 def test_an_engine_under_full_load_and_long_prompts_is_not_taken_for_dead(run: NgRun) -> None:
     """Its workers may have every CPU, so that its API server is starved; and it has 30 s to make progress."""
-    run.leave_all_cpus_to_engines()
+    run.let_engines_compete()
     before = run.record()["servers"][0]
     endings = asyncio.run(_full_load(run, seconds=45.0))
     after = run.record()["servers"][0]
@@ -135,7 +135,7 @@ async def _stream_while(run: NgRun, server: str, act: Callable[[], None]) -> tup
 
 def test_a_stream_outlives_the_loss_of_another_servers_replica(run: NgRun) -> None:
     """HAProxy rereads its configuration then; what is in flight stays with its old process for as long as it takes."""
-    run.keep_a_cpu_free_of_engines()
+    run.let_others_go_before_engines()
     engines = {process.pid for process in run.named("RayWorkerProc")}
     (replica,) = run.named(f"ray::ServeReplica:{FAULTY}")
     code, after_s = asyncio.run(_stream_while(run, STEADY, replica.kill))

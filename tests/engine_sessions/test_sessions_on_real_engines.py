@@ -121,7 +121,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def keep_a_cpu_free(run: NgRun, engines: list[BareEngine]) -> None:
-    run.keep_a_cpu_free_of_engines()
+    run.let_others_go_before_engines()
     rest = sorted(os.sched_getaffinity(0))[:-1] or [0]
     for engine in engines:
         for process in engine.processes()[1:]:
