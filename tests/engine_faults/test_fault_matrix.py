@@ -139,6 +139,7 @@ def test_a_stream_outlives_the_loss_of_another_servers_replica(run: NgRun) -> No
     engines = {process.pid for process in run.named("RayWorkerProc")}
     (replica,) = run.named(f"ray::ServeReplica:{FAULTY}")
     code, after_s = asyncio.run(_stream_while(run, STEADY, replica.kill))
+    run.let_engines_compete()
     assert code == "completed"
     assert after_s > 6, "shorter than what would show it"
     assert until(lambda: _answers(run, FAULTY), REPLICA_WITHIN_S)
