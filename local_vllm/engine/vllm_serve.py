@@ -150,6 +150,7 @@ class VLLMServe:
             env=command.serve_environment(self._spec, site),
             log_path=self._spec.log_path,
             grace_s=STOP_GRACE_S,
+            must_run=True,
         )
 
     async def _wait_until_ready(self) -> None:

@@ -3,7 +3,7 @@
 It runs COMMAND and watches its own standard input, whose other end its owner holds. When the owner closes it or
 dies, when COMMAND ends, or on SIGTERM, the guard asks COMMAND to stop, ends every process below itself (orphans
 too: it is their subreaper), removes the shared memory that they had mapped, and exits with COMMAND's status.
-Standard library only.
+With `--owner-must-run` an owner that a signal has stopped is ended, as if it had died. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,43 @@ from local_vllm.processes import tree
 
 TICK_S = 0.5
 KILL_DEADLINE_S = 10.0
+# An owner may be stopped for a moment by somebody who looks into it with a tool.
+STOPPED_S = 2.0
+# A look stands for no more time than this: when the guard itself was held up, its owner is not blamed for it.
+LONGEST_STEP_S = 1.0
+
+
+class Owner:
+    """The process that started this one. Stopped, it does nothing and nobody hears of it; dead, it is missed at once."""
+
+    def __init__(self) -> None:
+        self.pid = os.getppid()
+        self.stopped_s: float | None = None
+        self.looked = time.monotonic()
+
+    def end_if_stopped(self) -> None:
+        """SIGKILL it once it has been stopped for STOPPED_S: call often."""
+        now = time.monotonic()
+        passed_s, self.looked = min(now - self.looked, LONGEST_STEP_S), now
+        if os.getppid() != self.pid or tree.state(self.pid) != tree.STOPPED:
+            self.stopped_s = None
+        elif self.stopped_s is None:
+            self.stopped_s = 0.0
+        else:
+            self.stopped_s += passed_s
+        if self.stopped_s is not None and self.stopped_s >= STOPPED_S:
+            print(f"guard: its owner (pid {self.pid}) is stopped (state T) and is ended", file=sys.stderr, flush=True)
+            self.stopped_s = None
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, signal.SIGKILL)
 
 
 class Guard:
-    """One command under guard. `run()` returns the exit status to end with."""
+    """One command under guard. `run()` returns the exit status to end with. `owner`: whoever has to run for it."""
 
-    def __init__(self, command: list[str], grace_s: float) -> None:
+    def __init__(self, command: list[str], grace_s: float, owner: Owner | None = None) -> None:
         self.grace_s = grace_s
+        self.owner = owner
         self.stop_asked = False
         self.status: int | None = None
         self.segments_seen = tree.shared_memory_names()
@@ -47,6 +77,8 @@ class Guard:
     def run(self) -> int:
         while self.status is None and not self.stop_asked:
             self._wait(TICK_S)
+            if self.owner is not None:
+                self.owner.end_if_stopped()
         if self.status is None:
             self._ask_to_stop()
         self._note_segments()
@@ -89,9 +121,11 @@ class Guard:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="guard", description=__doc__)
     parser.add_argument("--grace", type=float, default=5.0, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--owner-must-run", action="store_true", help="end a stopped parent")
     parser.add_argument("command", nargs="+", help="after --: the command to run")
     arguments = parser.parse_args()
-    return Guard(arguments.command, arguments.grace).run()
+    owner = Owner() if arguments.owner_must_run else None
+    return Guard(arguments.command, arguments.grace, owner).run()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")
+STOPPED = "T"
+"""The state of a process that a signal has stopped; `t` is a debugger's doing."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,8 +61,7 @@ def descendants(root: int) -> list[int]:
 def _processes() -> Iterator[tuple[int, int, str]]:
     for pid in _pids():
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # The command name stands in brackets and may hold blanks and brackets of its own.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = _stat(pid)
             yield pid, int(fields[1]), fields[0]
 
 
@@ -71,9 +72,21 @@ def _pids() -> Iterator[int]:
 def start_time(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot: with the pid it names one process for good. None if it is gone."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(pid)
         return None if fields[0] == "Z" else int(fields[19])
     return None
+
+
+def state(pid: int) -> str:
+    """The state letter of /proc; empty when `pid` is gone."""
+    with contextlib.suppress(OSError, IndexError):
+        return _stat(pid)[0]
+    return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc from the state on: the command name before it may hold blanks and brackets of its own."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def shared_memory_names() -> set[str]:

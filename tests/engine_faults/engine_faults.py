@@ -54,6 +54,7 @@ FAULTS: Mapping[str, Fault] = {
     "API server killed": Fault("vllm.entrypoints", signal.SIGKILL),
     "API server stopped": Fault("vllm.entrypoints", signal.SIGSTOP),
     "engine's Ray actor killed": Fault("host", signal.SIGKILL),
+    "engine's Ray actor stopped": Fault("host", signal.SIGSTOP),
     "guard killed": Fault("guard", signal.SIGKILL),
 }
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from local_vllm.engine import command, node_watch, supervise, vllm_serve
@@ -75,6 +76,13 @@ async def test_an_engine_is_told_of_when_it_has_generated_and_ends_without_leavi
     await host.stop()
     assert (await host.status()).state is EngineState.STOPPED
     assert not host.spec.members.exists()
+
+
+async def test_a_host_that_is_stopped_is_ended_by_the_guard_of_its_engine(host: EngineHost) -> None:
+    await host.launch()
+    assert (await told(host)).state is EngineState.HEALTHY
+    (guard,) = (child for child in psutil.Process().children() if "local_vllm.processes.guard" in child.cmdline())
+    assert "--owner-must-run" in guard.cmdline()
 
 
 async def test_an_engine_whose_port_was_taken_is_tried_again_without_the_workers_of_that_attempt(
