@@ -28,7 +28,7 @@ LONGEST_STEP_S = 1.0
 
 
 class Owner:
-    """The process that started this one. Stopped, it does nothing and nobody hears of it; dead, it is missed at once."""
+    """The process that started this one. Stopped, it does nothing and nobody hears of it; dead, it is missed."""
 
     def __init__(self) -> None:
         self.pid = os.getppid()
