@@ -9,9 +9,9 @@ import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.calls import Calls
 from local_vllm.serving.client import EngineClient, Timeouts, Transport
+from local_vllm.serving.http_transport import HTTPTransport
 from local_vllm.serving.requests import Limits
 from local_vllm.serving.response_store import LocalStores, ResponseStore, Stores, StoreSetting
 from local_vllm.serving.sessions import Sessions
@@ -28,7 +28,7 @@ class Replica:
     secret: bytes
     first: int = 0
     name: str = ""
-    transport: Transport = field(default_factory=AiohttpTransport)
+    transport: Transport = field(default_factory=HTTPTransport)
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     stores: Stores = field(default_factory=LocalStores)

@@ -7,9 +7,9 @@ from stand_in_engine import MODEL, StandInEngine
 from local_vllm.protocol import Converter, ConverterSettings
 from local_vllm.protocol.completions import Render
 from local_vllm.serving.admission import MAX_IN_FLIGHT
-from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.client import EngineClient, Timeouts
 from local_vllm.serving.endpoints import EndpointSource, FixedEndpoints
+from local_vllm.serving.http_transport import HTTPTransport
 from local_vllm.serving.model_server import ModelServer
 from local_vllm.serving.requests import Limits
 from local_vllm.serving.sessions import Sessions
@@ -29,7 +29,7 @@ def model_server(
     max_in_flight: int = MAX_IN_FLIGHT,
     replica: str = "",
 ) -> ModelServer:
-    client = EngineClient(AiohttpTransport(), timeouts)
+    client = EngineClient(HTTPTransport(), timeouts)
     converter = Converter(settings, render=render)
     sessions = Sessions(name, SECRET)
     return ModelServer(

@@ -12,10 +12,10 @@ from stand_in_engine import MODEL, StandInEngine
 from local_vllm.errors import UpstreamError
 from local_vllm.protocol import ChatCall
 from local_vllm.serving.admission import Admission
-from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.client import ConnectionBroken, EngineAnswer, EngineClient, Timeouts
 from local_vllm.serving.dispatch import Dispatcher, Patience
 from local_vllm.serving.endpoints import FixedEndpoints, Ready
+from local_vllm.serving.http_transport import HTTPTransport
 from local_vllm.serving.requests import Limits, Request
 from local_vllm.serving.sessions import Destination, Sessions
 
@@ -65,23 +65,23 @@ async def _request(reader: asyncio.StreamReader) -> bytes:
 
 
 @pytest.fixture
-async def transport() -> AsyncIterator[AiohttpTransport]:
-    transport = AiohttpTransport()
+async def transport() -> AsyncIterator[HTTPTransport]:
+    transport = HTTPTransport()
     yield transport
     await transport.close()
 
 
-async def post(transport: AiohttpTransport, url: str) -> EngineAnswer:
+async def post(transport: HTTPTransport, url: str) -> EngineAnswer:
     return await transport.post(url, b"{}", (), Timeouts())
 
 
-async def stream(transport: AiohttpTransport, url: str) -> bytes:
+async def stream(transport: HTTPTransport, url: str) -> bytes:
     async with transport.stream(url, b"{}", (), Timeouts()) as answer:
         return b"".join([piece async for piece in answer.chunks])
 
 
 @pytest.mark.parametrize("call", [post, stream])
-async def test_a_connection_that_was_dropped_while_idle_is_replaced(transport: AiohttpTransport, call) -> None:
+async def test_a_connection_that_was_dropped_while_idle_is_replaced(transport: HTTPTransport, call) -> None:
     engine = RawEngine(WHOLE, None, WHOLE)
     url = await engine.start()
     await call(transport, url)
@@ -91,7 +91,7 @@ async def test_a_connection_that_was_dropped_while_idle_is_replaced(transport: A
 
 
 @pytest.mark.parametrize("call", [post, stream])
-async def test_what_a_new_connection_has_carried_is_not_sent_again(transport: AiohttpTransport, call) -> None:
+async def test_what_a_new_connection_has_carried_is_not_sent_again(transport: HTTPTransport, call) -> None:
     engine = RawEngine(None, WHOLE)
     url = await engine.start()
     with pytest.raises(ConnectionBroken):
@@ -101,7 +101,7 @@ async def test_what_a_new_connection_has_carried_is_not_sent_again(transport: Ai
 
 
 @pytest.mark.parametrize("call", [post, stream])
-async def test_an_answer_that_breaks_off_half_way_is_not_asked_for_again(transport: AiohttpTransport, call) -> None:
+async def test_an_answer_that_breaks_off_half_way_is_not_asked_for_again(transport: HTTPTransport, call) -> None:
     engine = RawEngine(WHOLE, HALF, WHOLE)
     url = await engine.start()
     await call(transport, url)
@@ -112,7 +112,7 @@ async def test_an_answer_that_breaks_off_half_way_is_not_asked_for_again(transpo
 
 
 @pytest.mark.parametrize("call", [post, stream])
-async def test_an_engine_that_dies_of_a_request_broke_its_connection(transport: AiohttpTransport, call) -> None:
+async def test_an_engine_that_dies_of_a_request_broke_its_connection(transport: HTTPTransport, call) -> None:
     engine = RawEngine(WHOLE, None, dies=True)
     url = await engine.start()
     await call(transport, url)
@@ -123,7 +123,7 @@ async def test_an_engine_that_dies_of_a_request_broke_its_connection(transport: 
 async def test_a_request_that_an_engine_dies_of_goes_to_no_other(one_engine: StandInEngine) -> None:
     dying = RawEngine(WHOLE, None, dies=True)
     source = FixedEndpoints([await dying.start(), one_engine.base_url], "EMPTY", MODEL)
-    client = EngineClient(AiohttpTransport())
+    client = EngineClient(HTTPTransport())
     dispatcher = Dispatcher(source, Sessions("p", SECRET), Admission("p", 10), Patience())
 
     async def ask(call: ChatCall, to: Destination) -> EngineAnswer:

@@ -17,10 +17,10 @@ from stand_in_engine import MODEL, StandInEngine, closed_port, serving
 
 from local_vllm.errors import EngineUnavailable
 from local_vllm.protocol import Converter, ConverterSettings
-from local_vllm.serving.aiohttp_transport import AiohttpTransport
 from local_vllm.serving.calls import Calls
 from local_vllm.serving.client import EngineClient, Timeouts
 from local_vllm.serving.endpoints import Endpoint, NotReady, Ready
+from local_vllm.serving.http_transport import HTTPTransport
 from local_vllm.serving.model_server import ModelServer, Patience
 from local_vllm.serving.sessions import Sessions
 
@@ -76,7 +76,7 @@ class OneEngine:
 
 
 def server(source: OneEngine, timeouts: Timeouts = Timeouts(), **patience: Any) -> ModelServer:
-    client = EngineClient(AiohttpTransport(), timeouts, calls=source.calls, server="policy_model")
+    client = EngineClient(HTTPTransport(), timeouts, calls=source.calls, server="policy_model")
     sessions, converter = Sessions("policy_model", SECRET), Converter(ConverterSettings())
     return ModelServer(
         "policy_model", "my/model", source, converter, client, sessions=sessions, patience=Patience(**patience)
