@@ -1,0 +1,138 @@
+"""Requests to a real engine, vLLM's CPU engine with the default model: what the whole path adds to them, and what the
+Responses API in the engine's own API server does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.accounting import API_SERVER, ENGINE, ENGINE_PROCESSES, idle_rates
+from benchmarks.measuring import Figures, Pace, interleaved
+from benchmarks.processes import ng_run
+from benchmarks.scenarios import SAMPLING, Scenario
+from benchmarks.table import Row
+from benchmarks.targets import PLAIN, WHOLE_PATH, Target
+from local_vllm.cluster.machine import free_ports
+from local_vllm.config.schema import LocalVLLMModelSettings
+
+MODEL, KEY = "local-vllm-default", "key-of-the-benchmark"
+CHAT, DIRECT = "vLLM's chat endpoint", "direct way"
+AT_ONCE = 8
+IDLE_S = 10.0
+DEADLINE_S = 420.0
+DIRECT_SETTING = "direct_responses"
+# The default model's own words for an answer of 200 tokens.
+ANSWERED = {"input": "REPEAT:200", "max_output_tokens": 256, **SAMPLING}
+SCENARIOS = (
+    Scenario("engine-short", "one-shot, 200 tokens", ANSWERED),
+    Scenario("engine-train", "training, 200 tokens", ANSWERED | {"return_token_ids": True}, training=True),
+)
+SHARE_MARK, DIRECT_MARK, DIRECT_ADDED_MS = 2.0, 1.2, 0.3
+PARTS = ("share", "direct")
+
+
+def rows(parts: Collection[str], pace: Pace, folder: Path) -> Iterator[Row]:
+    with_direct = DIRECT_SETTING in LocalVLLMModelSettings.model_fields
+    if "direct" in parts and not with_direct:
+        yield Row(f"{DIRECT}: CPU over {CHAT}", mark=DIRECT_MARK, problem=f"there is no setting {DIRECT_SETTING}")
+    with running(folder, direct=with_direct) as targets:
+        if not with_direct or "direct" not in parts:
+            del targets[DIRECT]
+        for scenario in SCENARIOS:
+            many = interleaved([*targets.values()], scenario, pace, connections=AT_ONCE)
+            one = interleaved([*targets.values()], scenario, pace, connections=1)
+            if "share" in parts:
+                yield from share(scenario, many, one)
+            if DIRECT in targets:
+                yield from direct(scenario, many, one)
+
+
+@contextmanager
+def running(folder: Path, *, direct: bool) -> Iterator[dict[str, Target]]:
+    """The ways to the engine of one `ng_run`, by name."""
+    home = folder / "engine"
+    home.mkdir()
+    (port,) = free_ports(1)
+    server = f"++{PLAIN}.local_vllm_model"
+    words = [f"++http_port={port}", f"{server}.api_key={KEY}", *([f"{server}.{DIRECT_SETTING}=true"] if direct else [])]
+    with ng_run(home, *words, deadline_s=DEADLINE_S) as (it, _):
+        let_others_go_before_engines(it.process)
+        ours = f"http://127.0.0.1:{port}/{PLAIN}"
+        engine = engine_url(ours)
+        known = {"model": MODEL, "headers": {"authorization": f"Bearer {KEY}"}}
+        idle = idle_rates([it.pid], IDLE_S)
+        yield {
+            name: Target(name, api, url, url, (it.pid,), idle, **known)
+            for name, api, url in (
+                (CHAT, "chat", f"{engine}/chat/completions"),
+                (WHOLE_PATH, "responses", f"{ours}/v1/responses"),
+                (DIRECT, "responses", f"{engine}/responses"),
+            )
+        }
+
+
+def engine_url(server_url: str) -> str:
+    with urllib.request.urlopen(f"{server_url}/get_inner_vllm_config", timeout=10) as answer:
+        return json.load(answer)["base_url"][0]
+
+
+def let_others_go_before_engines(run: psutil.Process) -> None:
+    """Give vLLM's workers, which spin between steps, a CPU only while nobody else wants it: where there are few, they
+    starve everything else, vLLM's own API server too."""
+    for process in run.children(recursive=True):
+        with suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if " ".join(process.cmdline()).startswith(ENGINE_PROCESSES):
+                for thread in process.threads():
+                    os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU for a request in milliseconds: all together, of vLLM's API server, and of what is not vLLM's."""
+
+    together: float
+    api_server: float
+    beside: float
+
+
+def spent(found: Figures) -> Spent:
+    api_server, engine = (found.cpu_ms_by_role.get(role, 0.0) for role in (API_SERVER, ENGINE))
+    return Spent(found.cpu_ms, api_server, found.cpu_ms - api_server - engine)
+
+
+def share(scenario: Scenario, many: Mapping[str, Figures], one: Mapping[str, Figures]) -> Iterator[Row]:
+    """What of a request is ours: of its CPU time with many at once, and of its latency alone."""
+    whole, chat = many[WHOLE_PATH], many[CHAT]
+    ours, theirs = spent(whole), spent(chat)
+    wrong = whole.problem or chat.problem
+    figures = {"ours_ms": ours.beside, "together_ms": ours.together, "requests": whole.requests}
+    cpu = 100 * ours.beside / ours.together
+    yield Row(f"{WHOLE_PATH}: share of the CPU, {scenario.title}", "%", cpu, SHARE_MARK, wrong, figures)
+    figures = {"cpu_ms": ours.together, "vllm_alone_ms": theirs.together}
+    yield Row(f"{WHOLE_PATH}: CPU over {CHAT}, {scenario.title}", "x", ours.together / theirs.together, None, wrong, figures)
+    whole, chat = one[WHOLE_PATH], one[CHAT]
+    figures = {"p50_ms": whole.p50_ms, "vllm_alone_ms": chat.p50_ms, "requests": whole.requests}
+    latency = 100 * (whole.p50_ms - chat.p50_ms) / whole.p50_ms
+    wrong = whole.problem or chat.problem
+    yield Row(f"{WHOLE_PATH}: share of the latency, {scenario.title}", "%", latency, SHARE_MARK, wrong, figures)
+
+
+def direct(scenario: Scenario, many: Mapping[str, Figures], one: Mapping[str, Figures]) -> Iterator[Row]:
+    """The API server's CPU, in which the conversion is, and the latency, over those of its chat endpoint."""
+    way, chat = many[DIRECT], many[CHAT]
+    here, there = spent(way).api_server, spent(chat).api_server
+    figures = {"cpu_ms": here, "chat_ms": there, "requests": way.requests}
+    wrong = way.problem or chat.problem
+    yield Row(f"{DIRECT}: CPU over {CHAT}, {scenario.title}", "x", here / there if there else None, DIRECT_MARK, wrong, figures)
+    way, chat = one[DIRECT], one[CHAT]
+    figures = {"p50_ms": way.p50_ms, "chat_ms": chat.p50_ms, "p99_ms": way.p99_ms, "chat_p99_ms": chat.p99_ms}
+    wrong = way.problem or chat.problem
+    yield Row(f"{DIRECT}: added latency, {scenario.title}", "ms", way.p50_ms - chat.p50_ms, DIRECT_ADDED_MS, wrong, figures)
