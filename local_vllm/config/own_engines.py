@@ -25,6 +25,7 @@ ENV_VARS_SET_BY_US = {
     "HF_HOME": "write it as `hf_home` of the server, one level up",
     "RAY_ADDRESS": "write it as the global key `ray_address`",
     "VLLM_CONFIG_ROOT": "the engine's own launch sets it, to keep secrets out of Ray's state",
+    "LOCAL_VLLM_DIRECT_RESPONSES": "write `direct_responses: true` of the server, one level up",
     "VLLM_DP_SIZE": "write it as `data_parallel_size` of vllm_serve_kwargs",
     "VLLM_DP_RANK": "vLLM numbers its ranks itself",
     "VLLM_DP_RANK_LOCAL": "vLLM numbers its ranks itself",
@@ -107,6 +108,9 @@ class LocalVLLMModelSettings(OwnEngineSettings):
     max_restarts: Annotated[Number, Field(ge=0)] = Field(
         5, description="How often an engine that was lost is started again; 5 min of health begin the count anew."
     )
+    direct_responses: bool = Field(
+        False, description="The engine's own /v1/responses answers as this server does, for clients that want no hop."
+    )
     vllm_serve_kwargs: Annotated[VLLMServeKwargs, BeforeValidator(_snake_case_keys)] = Field(
         description="Flags of vllm serve: the three sizes below, and any other."
     )
@@ -135,6 +139,8 @@ class LocalVLLMModelSettings(OwnEngineSettings):
         yield from super().further_problems(raw)
         if "base_url" in raw:
             yield Problem("base_url", "must not be set here; it is filled in once the engine is up")
+        if raw.get("direct_responses") is True and raw.get("is_responses_native") is True:
+            yield Problem("direct_responses", "takes the place of what is_responses_native: true asks for: choose one")
         kwargs = raw.get("vllm_serve_kwargs")
         if isinstance(kwargs, Mapping):
             yield from _below("vllm_serve_kwargs", flag_problems(kwargs))

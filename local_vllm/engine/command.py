@@ -5,6 +5,7 @@ What we set ourselves is listed here; the placement's part comes from plan/, the
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from local_vllm.cluster.machine import EngineKind
 from local_vllm.config.vllm_serve_flags import snake_case, to_argv
 from local_vllm.engine import cpu_flags
 from local_vllm.engine.hub_variables import for_an_engine
-from local_vllm.engine.spec import EngineSpec
+from local_vllm.engine.spec import DIRECT_VARIABLE, EngineSpec
 from local_vllm.engine.worker_variables import worker_variables
 from local_vllm.plan.vllm_flags import placement_env, placement_flags
 from local_vllm.processes.members import FOLDER
@@ -32,6 +33,8 @@ _MODULES: Mapping[EngineKind, tuple[str, ...]] = {
     "gpu": ("vllm.entrypoints.cli.main", "serve"),
     "cpu": ("vllm.entrypoints.openai.api_server",),
 }
+# Named only: it is of a layer above, and vLLM imports it.
+DIRECT_MIDDLEWARE = "local_vllm.serving.direct.DirectResponses"
 SECRET_VARIABLES = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -77,7 +80,15 @@ def serve_flags(spec: EngineSpec, site: Site) -> dict[str, object]:
         defaults |= cpu_flags.flags(wanted, spec.placement.topology, site.model_config)
     else:
         defaults["api_server_count"] = spec.placement.topology.data_parallel_size
+    if spec.direct_responses is not None:
+        injected["middleware"] = [DIRECT_MIDDLEWARE, *_given_middleware(wanted)]
     return defaults | wanted | placement_flags(spec.placement) | injected
+
+
+def _given_middleware(wanted: Mapping[str, object]) -> list[object]:
+    """That of the configuration. vLLM puts the last one outermost: the user's own see every request before ours."""
+    given = wanted.get("middleware")
+    return list(given) if isinstance(given, list | tuple) else [given] if given else []
 
 
 def serve_command(spec: EngineSpec, site: Site) -> list[str]:
@@ -118,6 +129,8 @@ def our_environment(spec: EngineSpec, site: Site) -> dict[str, str]:
         **_counters_in(spec, site),
         **for_an_engine(spec.hub_variables),
     }
+    if spec.direct_responses is not None:
+        ours[DIRECT_VARIABLE] = json.dumps(spec.direct_responses)
     if spec.hf_token:
         ours["HF_TOKEN"] = spec.hf_token
     if spec.debug:

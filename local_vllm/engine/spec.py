@@ -16,6 +16,9 @@ from local_vllm.processes.members import folder_of
 # The model string of the project's own tiny model, built on the machine where the engine runs.
 DEFAULT_MODEL = "local-vllm-default"
 
+# The variable of `vllm serve` that holds the settings of a Responses API in its own API server.
+DIRECT_VARIABLE = "LOCAL_VLLM_DIRECT_RESPONSES"
+
 # Between why an engine has ended and the last lines of its log.
 LOG_FOLLOWS = "; the last lines of "
 
@@ -50,6 +53,7 @@ class EngineSpec:
         hub_variables: variables of the run's own environment by which the Hub is reached, for every node.
         stall_timeout_s: how long the engine may generate nothing though it should; None: for ever.
         max_restarts: how often it is started again when it was lost, before it has failed.
+        direct_responses: settings of the Responses API in its own API server, as JSON values; None: vLLM's own is there.
         restarts: how often it was. `launch` tells all launches of an engine in a run apart.
     """
 
@@ -70,6 +74,7 @@ class EngineSpec:
     hub_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     stall_timeout_s: float | None = 30.0
     max_restarts: int = 5
+    direct_responses: Mapping[str, object] | None = None
     restarts: int = 0
     launch: int = 0
 

@@ -128,6 +128,7 @@ def _shown(spec: EngineSpec, server: ServerConfig, picture: Picture) -> EngineSp
         vllm_serve_kwargs=redacted(spec.vllm_serve_kwargs),
         vllm_serve_env_vars=redacted(spec.vllm_serve_env_vars),
         hub_variables=redacted(spec.hub_variables),
+        direct_responses=redacted(spec.direct_responses),
     )
 
 

@@ -15,6 +15,8 @@ from local_vllm.engine.topology import topology_of
 from local_vllm.engine.weights import local_folder
 from local_vllm.plan.placement import Placement
 from local_vllm.plan.topology import Topology
+from local_vllm.serving.direct_settings import plain
+from local_vllm.serving.request_settings import direct_settings
 
 # What the documents write as the key of an engine that asks for none.
 NO_KEY = "dummy"
@@ -62,6 +64,7 @@ def _spec(
         hub_variables=hub_variables(os.environ),
         stall_timeout_s=settings.stall_timeout_s,
         max_restarts=settings.max_restarts,
+        direct_responses=plain(direct_settings(name, settings)) if settings.direct_responses else None,
     )
 
 

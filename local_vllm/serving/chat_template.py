@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from local_vllm.engine.foreseen import foreseen_weights
@@ -23,7 +22,7 @@ class ChatTemplate:
         ConfigError: it cannot be loaded, or has no chat template.
     """
 
-    def __init__(self, model: str, cache: Path | None = None) -> None:
+    def __init__(self, model: str, cache: str | None = None) -> None:
         # Seconds to import, and needed by few servers.
         from transformers import AutoTokenizer
 

@@ -85,20 +85,21 @@ class Dispatcher:
         while True:
             to = self._sessions.choose(state, request.headers, call.session_hint)
             try:
-                return await self._ask_for_what_fits(call, to, ask)
+                return await ask_for_what_fits(call, to, ask)
             except EngineUnavailable:
                 left = self._source.lost(to.endpoint)
                 if not others or isinstance(left, NotReady) or to.endpoint in left.endpoints:
                     raise
                 state, others = left, others - 1
 
-    async def _ask_for_what_fits(self, call: ChatCall, to: Destination, ask: Ask) -> Answer:
-        """An engine that refused a limit on tokens, and told the highest, is asked for that."""
-        while True:
-            try:
-                return await ask(call, to)
-            except LimitTooHigh as refused:
-                call = refused.lower
+
+async def ask_for_what_fits(call: ChatCall, to: Destination, ask: Ask) -> Answer:
+    """An engine that refused a limit on tokens, and told the highest, is asked for that."""
+    while True:
+        try:
+            return await ask(call, to)
+        except LimitTooHigh as refused:
+            call = refused.lower
 
 
 def _session(request: Request, call: ChatCall) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from local_vllm.protocol import ChatCall, Converter
-from local_vllm.protocol.events import events_of_whole
 from local_vllm.protocol.stored import to_keep
 from local_vllm.protocol.supplied import NOTHING, Supplied, wanted
 from local_vllm.serving.admission import MAX_IN_FLIGHT, Admission
@@ -29,7 +28,7 @@ from local_vllm.serving.requests import Limits, Receive, Request, Scope
 from local_vllm.serving.response_store import ResponseStore, StoreSetting, open_store
 from local_vllm.serving.sessions import Sessions
 from local_vllm.serving.stored_responses import StoredResponses
-from local_vllm.serving.streams import EVENT_STREAM
+from local_vllm.serving.streams import as_asked
 from local_vllm.serving.traffic import Traffic
 
 # Keys that stand in every example and open nothing; any other is a secret.
@@ -56,8 +55,10 @@ class ModelServer:
         patience: Patience = Patience(),
         max_in_flight: int = MAX_IN_FLIGHT,
         replica: str = "",
+        direct: bool = False,
     ) -> None:
-        """`native` engines speak the Responses API themselves, and keep their responses.
+        """`native` engines speak the Responses API themselves, and keep their responses; `direct` ones speak it as
+        this server does.
 
         `replica` names this process in metrics.
         """
@@ -71,6 +72,7 @@ class ModelServer:
         self.store = store or open_store(StoreSetting())
         self.native = NativeResponses(name, source, client, converter) if native else None
         self._lookups = Lookups(self.store, audio)
+        self._direct = direct
         self.admission = Admission(name, max_in_flight)
         self.traffic = Traffic()
         self._metrics = MetricsPage([self], replica)
@@ -130,7 +132,7 @@ class ModelServer:
     def _settled(self, call: ChatCall, keep: Keep) -> Answer:
         answer: bytes = call.settled  # type: ignore[assignment]
         keep(answer)
-        return Reply(200, events_of_whole(answer), EVENT_STREAM) if call.stream else Reply(200, answer)
+        return as_asked(call, answer)
 
     async def chat_completions(self, request: Request, body: bytes) -> Answer:
         """Answers a Chat Completions request with the engine's own bytes, streamed or whole."""
@@ -163,11 +165,13 @@ class ModelServer:
         return not_ready_reply(self.name, state)
 
     async def _get_inner_vllm_config(self, request: Request) -> Answer:
-        """The engines' addresses for those who talk to them directly; a key that is a secret is not shown."""
+        """The engines' addresses for those who talk to them directly, and whether /v1/responses there answers as this
+        server does; a key that is a secret is not shown.
+        """
         state = self._source.current()
         if isinstance(state, NotReady):
             return not_ready_reply(self.name, state)
-        return Reply(200, msgspec.json.encode(_inner_config(state.endpoints)))
+        return Reply(200, msgspec.json.encode(_inner_config(state.endpoints, self._direct)))
 
 
 def stored_responses(servers: Sequence[ModelServer]) -> StoredResponses:
@@ -192,10 +196,11 @@ def _model_entry(server: ModelServer) -> dict[str, object]:
     }
 
 
-def _inner_config(endpoints: tuple[Endpoint, ...]) -> dict[str, object]:
+def _inner_config(endpoints: tuple[Endpoint, ...], direct: bool) -> dict[str, object]:
     key = endpoints[0].api_key
     return {
         "base_url": [endpoint.base_url for endpoint in endpoints],
         "api_key": key if key in OPEN_KEYS else REDACTED,
         "model": endpoints[0].model,
+        "direct_responses": direct,
     }

@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from local_vllm.errors import LocalVLLMError, UpstreamError
-from local_vllm.protocol.calls import Doubt
-from local_vllm.protocol.events import ResponseEvents, error_status
+from local_vllm.protocol.calls import ChatCall, Doubt
+from local_vllm.protocol.events import ResponseEvents, error_status, events_of_whole
 from local_vllm.serving.client import EngineStream
-from local_vllm.serving.replies import Headers, logger
+from local_vllm.serving.replies import Headers, Reply, logger
 
 # Proxies on the way are told to pass every event on at once.
 UNBUFFERED: Headers = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -21,6 +21,11 @@ EVENT_STREAM: Headers = ((b"content-type", b"text/event-stream; charset=utf-8"),
 
 # An engine that has said its last word ends its stream at once; then its connection can be used again.
 GOODBYE_S = 1.0
+
+
+def as_asked(call: ChatCall, answer: bytes) -> Reply:
+    """A response that is there whole, in events where the client wants those."""
+    return Reply(200, events_of_whole(answer), EVENT_STREAM) if call.stream else Reply(200, answer)
 
 
 class EventReader:

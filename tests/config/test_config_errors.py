@@ -48,6 +48,13 @@ WORDS = {
         f"{PATH}.response_store: must be memory, none, or the path of an SQLite file (.db, .sqlite, .sqlite3), "
         "not 'memry'"
     ),
+    "+policy_model.local_vllm_model={is_responses_native:true,direct_responses:true}": (
+        f"{PATH}.direct_responses: takes the place of what is_responses_native: true asks for: choose one"
+    ),
+    f"+{PATH}.vllm_serve_env_vars.LOCAL_VLLM_DIRECT_RESPONSES=x": (
+        f"{PATH}.vllm_serve_env_vars.LOCAL_VLLM_DIRECT_RESPONSES: "
+        f"must not be set here; write `direct_responses: true` of the server, one level up"
+    ),
     "+policy_model.local_vllm_model={is_responses_native:true,response_store:/tmp/a.db}": (
         f"{PATH}.response_store: does nothing with is_responses_native: true: who is asked keeps the responses; "
         "leave it out"

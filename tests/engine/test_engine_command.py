@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from local_vllm.engine import cpu_flags
-from local_vllm.engine.command import Site, serve_command, serve_environment
+from local_vllm.engine.command import DIRECT_MIDDLEWARE, Site, our_environment, serve_command, serve_environment
 from local_vllm.engine.log import LogReader, phase_of
-from local_vllm.engine.spec import EngineSpec
+from local_vllm.engine.spec import DIRECT_VARIABLE, EngineSpec
 from local_vllm.plan.cluster import Cluster, Node
 from local_vllm.plan.placement import plan_placements
 from local_vllm.plan.topology import PackStrategy, Topology
+from local_vllm.serving.direct import DirectResponses
 
 NODE = Node("n1", "10.0.0.7", 8, 8, 64.0, 64.0)
 
@@ -98,6 +100,31 @@ def test_statistics_and_debug_lines_are_logged_when_asked_for(
     show: bool, debug: bool, name: str, value: str | None
 ) -> None:
     assert serve_environment(replace(spec(), show_stats=show, debug=debug), site()).get(name) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, []), ({"middleware": "a.B"}, ["a.B"]), ({"middleware": ["a.B", "c.d"]}, ["a.B", "c.d"])],
+)
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_the_direct_way_is_a_middleware_before_those_of_the_config(
+    given: dict[str, object], expected: list[str], kind: str
+) -> None:
+    asked = spec(vllm_serve_kwargs=given, direct_responses={"server": "policy_model"})
+    words = serve_command(asked, site(kind))
+    found = [after for word, after in zip(words, words[1:], strict=False) if word == "--middleware"]
+    assert found == [DIRECT_MIDDLEWARE, *expected]
+    assert our_environment(asked, site(kind))[DIRECT_VARIABLE] == '{"server": "policy_model"}'
+
+
+def test_without_the_direct_way_there_is_nothing_of_it() -> None:
+    assert "--middleware" not in serve_command(spec(), site())
+    assert DIRECT_VARIABLE not in our_environment(spec(), site())
+
+
+def test_the_middleware_is_what_its_name_says() -> None:
+    module, _, name = DIRECT_MIDDLEWARE.rpartition(".")
+    assert getattr(importlib.import_module(module), name) is DirectResponses
 
 
 def test_a_cpu_engine_is_not_compiled_and_one_with_a_pipeline_uses_the_eager_backend() -> None:

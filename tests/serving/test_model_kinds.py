@@ -71,6 +71,16 @@ async def test_a_local_model_asks_the_engine_of_its_source(one_engine: StandInEn
     assert one_engine.asked[0]["body"]["model"] == MODEL
 
 
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_local_model_tells_whether_its_engine_answers_as_it_does(
+    one_engine: StandInEngine, direct: bool
+) -> None:
+    settings = LocalVLLMModelSettings.model_validate(sizes() | {"direct_responses": direct})
+    async with serving(LocalVLLMModel("policy_model", settings, Replica(SECRET), source=over(one_engine))) as address:
+        async with aiohttp.ClientSession() as session, session.get(f"{address}/get_inner_vllm_config") as answer:
+            assert (await answer.json())["direct_responses"] is direct
+
+
 def test_a_local_model_with_sizes_that_make_no_sense_is_refused(one_engine: StandInEngine) -> None:
     settings = LocalVLLMModelSettings.model_validate(sizes(data_parallel_size_local=2))
     with pytest.raises(PlacementError, match="data_parallel_size_local is 2"):

@@ -123,7 +123,8 @@ async def test_health_is_200_when_requests_are_answered(address: str) -> None:
 
 async def test_inner_config_shows_where_the_engine_is(address: str, one_engine: StandInEngine) -> None:
     status, _, body = await ask("GET", f"{address}/get_inner_vllm_config")
-    assert (status, body) == (200, {"base_url": [one_engine.base_url], "api_key": "EMPTY", "model": MODEL})
+    told = {"base_url": [one_engine.base_url], "api_key": "EMPTY", "model": MODEL, "direct_responses": False}
+    assert (status, body) == (200, told)
 
 
 async def test_inner_config_does_not_show_a_real_key(one_engine: StandInEngine) -> None:
