@@ -1,1 +1,1 @@
-"""What scripts/bench measures, and how. A module for each thing that is measured ends in `rows`, the lines of its table."""
+"""What scripts/bench measures, and how. Each thing that is measured has a module whose `rows` are lines of the table."""

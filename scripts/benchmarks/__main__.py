@@ -1,7 +1,7 @@
 """Measures what local_vllm adds to a request, and prints one table: what, its mark, what was measured, met or missed.
 
     scripts/bench                                  everything that needs no real engine; some minutes
-    scripts/bench --engine                         real engines on this machine's CPUs as well; a quarter of an hour more
+    scripts/bench --engine                         real engines on the CPU as well; a quarter of an hour more
     scripts/bench --only converter --rounds 1      one part, quickly
     scripts/bench --only start-up,share,direct     the parts with real engines alone
     scripts/bench --save                           adds the results as one line to scripts/bench-results.jsonl
@@ -21,7 +21,7 @@ CPU time is user and system time of all processes of the request path, per reque
 real engine). What Ray uses while idle is taken off. The engine is a stand-in that answers at once from bytes made
 before, the pass-through an aiohttp server and client under uvloop. Targets are measured in turn, round by round, and
 medians are given; compare ratios, not times, between machines. Answers are checked: with a wrong one a line says FAILED.
-Let nothing else run meanwhile. The exit status is 1 if something failed; a missed mark is no failure.
+Let nothing else run meanwhile. The exit status is 1 if something failed; to miss a mark is no failure.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Snapshot = Mapping[tuple[int, float], tuple[str, float]]
 
 
 def snapshot(roots: Iterable[int]) -> Snapshot:
-    """What every process below `roots`, and each of them, has used so far. The living count; those that ended do not."""
+    """What each of `roots` and every living process below them has used so far."""
     found = {}
     for process in _tree(roots):
         with suppress(psutil.Error):

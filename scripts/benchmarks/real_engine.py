@@ -108,31 +108,62 @@ def spent(found: Figures) -> Spent:
     return Spent(found.cpu_ms, api_server, found.cpu_ms - api_server - engine)
 
 
-def share(scenario: Scenario, many: Mapping[str, Figures], one: Mapping[str, Figures]) -> Iterator[Row]:
+def share(scenario: Scenario, many: Mapping[str, Figures], one: Mapping[str, Figures]) -> list[Row]:
     """What of a request is ours: of its CPU time with many at once, and of its latency alone."""
-    whole, chat = many[WHOLE_PATH], many[CHAT]
-    ours, theirs = spent(whole), spent(chat)
-    wrong = whole.problem or chat.problem
-    figures = {"ours_ms": ours.beside, "together_ms": ours.together, "requests": whole.requests}
-    cpu = 100 * ours.beside / ours.together
-    yield Row(f"{WHOLE_PATH}: share of the CPU, {scenario.title}", "%", cpu, SHARE_MARK, wrong, figures)
-    figures = {"cpu_ms": ours.together, "vllm_alone_ms": theirs.together}
-    yield Row(f"{WHOLE_PATH}: CPU over {CHAT}, {scenario.title}", "x", ours.together / theirs.together, None, wrong, figures)
-    whole, chat = one[WHOLE_PATH], one[CHAT]
-    figures = {"p50_ms": whole.p50_ms, "vllm_alone_ms": chat.p50_ms, "requests": whole.requests}
-    latency = 100 * (whole.p50_ms - chat.p50_ms) / whole.p50_ms
-    wrong = whole.problem or chat.problem
-    yield Row(f"{WHOLE_PATH}: share of the latency, {scenario.title}", "%", latency, SHARE_MARK, wrong, figures)
+    ours, theirs = spent(many[WHOLE_PATH]), spent(many[CHAT])
+    alone, direct_ms = one[WHOLE_PATH].p50_ms, one[CHAT].p50_ms
+    wrong_cpu, wrong_latency = wrong(many, WHOLE_PATH), wrong(one, WHOLE_PATH)
+    return [
+        Row(
+            f"{WHOLE_PATH}: share of the CPU, {scenario.title}",
+            "%",
+            100 * ours.beside / ours.together,
+            SHARE_MARK,
+            wrong_cpu,
+            {"ours_ms": ours.beside, "together_ms": ours.together, "requests": many[WHOLE_PATH].requests},
+        ),
+        Row(
+            f"{WHOLE_PATH}: CPU over {CHAT}, {scenario.title}",
+            "x",
+            ours.together / theirs.together,
+            None,
+            wrong_cpu,
+            {"cpu_ms": ours.together, "chat_ms": theirs.together},
+        ),
+        Row(
+            f"{WHOLE_PATH}: share of the latency, {scenario.title}",
+            "%",
+            100 * (alone - direct_ms) / alone,
+            SHARE_MARK,
+            wrong_latency,
+            {"p50_ms": alone, "chat_ms": direct_ms, "requests": one[WHOLE_PATH].requests},
+        ),
+    ]
 
 
-def direct(scenario: Scenario, many: Mapping[str, Figures], one: Mapping[str, Figures]) -> Iterator[Row]:
+def direct(scenario: Scenario, many: Mapping[str, Figures], one: Mapping[str, Figures]) -> list[Row]:
     """The API server's CPU, in which the conversion is, and the latency, over those of its chat endpoint."""
-    way, chat = many[DIRECT], many[CHAT]
-    here, there = spent(way).api_server, spent(chat).api_server
-    figures = {"cpu_ms": here, "chat_ms": there, "requests": way.requests}
-    wrong = way.problem or chat.problem
-    yield Row(f"{DIRECT}: CPU over {CHAT}, {scenario.title}", "x", here / there if there else None, DIRECT_MARK, wrong, figures)
+    here, there = spent(many[DIRECT]).api_server, spent(many[CHAT]).api_server
     way, chat = one[DIRECT], one[CHAT]
-    figures = {"p50_ms": way.p50_ms, "chat_ms": chat.p50_ms, "p99_ms": way.p99_ms, "chat_p99_ms": chat.p99_ms}
-    wrong = way.problem or chat.problem
-    yield Row(f"{DIRECT}: added latency, {scenario.title}", "ms", way.p50_ms - chat.p50_ms, DIRECT_ADDED_MS, wrong, figures)
+    return [
+        Row(
+            f"{DIRECT}: CPU over {CHAT}, {scenario.title}",
+            "x",
+            here / there if there else None,
+            DIRECT_MARK,
+            wrong(many, DIRECT),
+            {"cpu_ms": here, "chat_ms": there, "requests": many[DIRECT].requests},
+        ),
+        Row(
+            f"{DIRECT}: added latency, {scenario.title}",
+            "ms",
+            way.p50_ms - chat.p50_ms,
+            DIRECT_ADDED_MS,
+            wrong(one, DIRECT),
+            {"p50_ms": way.p50_ms, "chat_ms": chat.p50_ms, "p99_ms": way.p99_ms, "chat_p99_ms": chat.p99_ms},
+        ),
+    ]
+
+
+def wrong(found: Mapping[str, Figures], name: str) -> str | None:
+    return found[name].problem or found[CHAT].problem

@@ -1,4 +1,4 @@
-"""The requests that are measured: each as a Responses request, and as the chat request that asks an engine for the same.
+"""The requests that are measured: each as a Responses request, and as the chat request that asks for the same.
 
 A mark in the last message, `[[answer:<kind>:<prompt tokens>:<tokens>:<pace in ms>]]`, tells the stand-in engine what
 to answer. How answers are checked is the part of answers.py.
@@ -24,8 +24,8 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`items` are the types that the output must have. With `training` it must have token ids: so many as `prompt_tokens`
-    and `tokens` say, any number for 0. `deltas` are the delta events of a stream; 0 is no stream."""
+    """`items` are the types that the output must have. With `training` it must have token ids: as many as
+    `prompt_tokens` and `tokens` say, any number for 0. `deltas` are the delta events of a stream; 0 is no stream."""
 
     name: str
     title: str

@@ -1,5 +1,5 @@
-"""Answers like vLLM's API server, from bytes that were made before: nothing is parsed but HTTP, so that one core answers
-tens of thousands of requests a second and the stand-in is never what is measured.
+"""Answers like vLLM's API server, from bytes that were made before: nothing is parsed but HTTP, so that one core
+answers tens of thousands of requests a second and the stand-in is never what is measured.
 
     python -m benchmarks.stand_in_engine PORT
 

@@ -54,7 +54,7 @@ def bare_start_s(model: Path, folder: Path) -> float:
 
 
 def bare_command(model: Path, port: int) -> list[str]:
-    """`vllm serve` as somebody types it who wants the engine of `configs/quickstart.yaml` without us and without Ray."""
+    """`vllm serve` for the engine of `configs/quickstart.yaml`, without us and without Ray."""
     (server,) = load_run_config([], cwd=model).servers
     assert isinstance(server.settings, LocalVLLMModelSettings)
     wanted = server.settings.vllm_serve_kwargs.flags()

@@ -1,0 +1,82 @@
+"""scripts/bench in its smallest form: its table is whole and the answers are right. How long they take is not tested."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from benchmarks.measuring import Pace, interleaved
+from benchmarks.request_path import ratios
+from benchmarks.scenarios import BURST, WHOLE
+from benchmarks.table import Row, table
+from benchmarks.targets import CONVERTER, GATEWAY, PASS_THROUGH, WHOLE_PATH, converter, pass_through, stand_in_engine
+
+ROOT = Path(__file__).parents[2]
+PARTS = ["whole-path", "converter", "streaming", "latency", "rollouts", "planner", "start-up", "share", "direct"]
+PLANNER = ["planner: fresh", "planner: worn", "planner: refused"]
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ROOT / "scripts/bench", *words], capture_output=True, text=True, timeout=280, cwd="/")
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What is measured, in the order of the table; the table is shown by `pytest -s`."""
+    print(f"\n{done.stdout}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAILED" not in done.stdout
+    heading, *rows = done.stdout.splitlines()
+    assert re.split(r"\s{2,}", heading) == ["what", "mark", "measured", "in figures"]
+    return [re.split(r"\s{2,}", row)[0] for row in rows]
+
+
+def test_the_table_has_a_line_for_everything_that_is_asked_for() -> None:
+    found = lines(bench("--only=converter,planner", "--rounds=1", "--seconds=0.1"))
+    measured = [f"{name}: {scenario.title}" for scenario in WHOLE for name in (PASS_THROUGH, CONVERTER)]
+    assert found == [*measured, *PLANNER]
+
+
+@pytest.fixture
+def streams(tmp_path: Path) -> Iterator[list[Row]]:
+    with ExitStack() as stack:
+        engine = stack.enter_context(stand_in_engine(tmp_path))
+        targets = [stack.enter_context(make(tmp_path, engine)) for make in (pass_through, converter)]
+        yield ratios(BURST, interleaved(targets, BURST, Pace(1, 0.1), connections=4))
+
+
+def test_streams_are_whole_on_every_way(streams: list[Row]) -> None:
+    print(f"\n{table(streams)}")
+    assert [(row.problem, row.figures["errors"]) for row in streams] == [(None, 0)] * 2
+
+
+@pytest.mark.engine
+def test_the_whole_path_answers_as_the_converter_does() -> None:
+    found = lines(bench("--only=whole-path,latency", "--rounds=1", "--seconds=0.2"))
+    for scenario in WHOLE:
+        assert f"{WHOLE_PATH}: {scenario.title}" in found
+    assert f"{GATEWAY}: one-shot" in found
+    assert f"{WHOLE_PATH}: added latency, p99" in found
+
+
+def test_help_says_what_every_part_is() -> None:
+    shown = bench("--help")
+    assert shown.returncode == 0
+    assert re.findall(r"^  ([a-z]\S+) {2,}\S", shown.stdout.partition("Parts")[2], re.MULTILINE) == PARTS
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--only=conv", f"no part 'conv'; there are {', '.join(PARTS)}"),
+        ("--rounds=0", "--rounds is at least 1"),
+        ("--seconds=0", "--seconds more than 0"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_what_there_is(word: str, message: str) -> None:
+    refused = bench(word)
+    assert refused.returncode == 2
+    assert message in refused.stderr
