@@ -25,6 +25,8 @@ asked_in: ContextVar[Scope] = ContextVar("asked_in")
 PIECES_AHEAD = 16
 # What a client that has gone away means to the application: nothing that it sends is heard, and nothing fails.
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+# What an application does not send: that it has returned, and that it should have.
+_ENDED, _LATE = "ended", "late"
 # What a client says of its own body, and of how it would take one that is compressed.
 _NOT_PASSED_ON = frozenset(
     {b"content-type", b"content-length", b"content-encoding", b"transfer-encoding", b"accept-encoding", b"expect"}
@@ -47,7 +49,8 @@ class InnerTransport:
     async def stream(
         self, url: str, body: bytes, headers: HeaderLines, timeouts: Timeouts, *, method: str = "POST"
     ) -> AsyncIterator[EngineStream]:
-        call = _Call(body, asyncio.get_running_loop().time() + timeouts.total_s)
+        call = _Call(body)
+        deadline = asyncio.get_running_loop().call_later(timeouts.total_s, call.end)
         # A task of its own: it is never cancelled, since vLLM ends what it generates for clients that go away only.
         task = asyncio.create_task(self._run(_inner(asked_in.get(), method, url, body), call))
         self._running.add(task)
@@ -55,6 +58,7 @@ class InnerTransport:
         try:
             yield await call.answer()
         finally:
+            deadline.cancel()
             call.leave()
 
     async def _run(self, scope: Scope, call: _Call) -> None:
@@ -62,7 +66,7 @@ class InnerTransport:
             await self._application(scope, call.receive, call.send)
         except Exception as error:
             logger.error("The engine's API server failed over %s", scope["path"], exc_info=error)
-        await call.send({"type": "ended"})
+        await call.send({"type": _ENDED})
 
     async def close(self) -> None:
         return None
@@ -71,11 +75,10 @@ class InnerTransport:
 class _Call:
     """One request to the application: what that receives and sends, and what there is to read of it."""
 
-    __slots__ = ("_body", "_deadline", "_left", "_sent")
+    __slots__ = ("_body", "_left", "_sent")
 
-    def __init__(self, body: bytes, deadline: float) -> None:
+    def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body
-        self._deadline = deadline
         self._left = asyncio.Event()
         self._sent: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue(PIECES_AHEAD)
 
@@ -96,6 +99,11 @@ class _Call:
         while not self._sent.empty():
             self._sent.get_nowait()
 
+    def end(self) -> None:
+        """It has taken too long: what has been sent and not read does not matter any more."""
+        self.leave()
+        self._sent.put_nowait({"type": _LATE})
+
     async def answer(self) -> EngineStream:
         """Its status and what matters of its headers, as soon as they are sent."""
         start = await self._next("http.response.start")
@@ -112,10 +120,11 @@ class _Call:
                 yield piece
 
     async def _next(self, kind: str) -> MutableMapping[str, Any]:
-        async with asyncio.timeout_at(self._deadline):
-            while (message := await self._sent.get())["type"] != kind:
-                if message["type"] == "ended":
-                    raise ConnectionBroken("it ended without all of it.")
+        while (message := await self._sent.get())["type"] != kind:
+            if message["type"] == _ENDED:
+                raise ConnectionBroken("it ended without all of it.")
+            if message["type"] == _LATE:
+                raise TimeoutError
         return message
 
 

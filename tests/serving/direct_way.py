@@ -29,7 +29,7 @@ class Guarded:
         self._app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        if scope["path"].startswith("/v1") and (b"authorization", f"Bearer {KEY}".encode()) not in scope["headers"]:
+        if scope.get("path", "").startswith("/v1") and (b"authorization", f"Bearer {KEY}".encode()) not in scope["headers"]:
             await send({"type": "http.response.start", "status": 401, "headers": []})
             return await send({"type": "http.response.body", "body": b'{"error":"Unauthorized"}'})
         await self._app(scope, receive, send)
