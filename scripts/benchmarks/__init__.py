@@ -1,1 +1,1 @@
-"""What scripts/bench measures, and how. Each thing that is measured has a module whose `rows` are lines of the table."""
+"""What scripts/bench measures, and how. Each thing that is measured has a module with `rows` of the table."""

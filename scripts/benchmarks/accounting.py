@@ -40,7 +40,7 @@ def role(words: list[str]) -> str:
         return "replica"
     if "haproxy" in line.split(" ")[0]:
         return "HAProxy"
-    if " -m vllm." in line:
+    if " -m vllm." in line or line.startswith("VLLM::APIServer"):
         return API_SERVER
     return ENGINE if line.startswith(ENGINE_PROCESSES) else "other"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.accounting import API_SERVER, ENGINE, ENGINE_PROCESSES, idle_rates
+from benchmarks.accounting import API_SERVER, ENGINE, idle_rates, role
 from benchmarks.measuring import Figures, Pace, interleaved
 from benchmarks.processes import ng_run
 from benchmarks.scenarios import SAMPLING, Scenario
@@ -89,7 +89,7 @@ def let_others_go_before_engines(run: psutil.Process) -> None:
     starve everything else, vLLM's own API server too."""
     for process in run.children(recursive=True):
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if " ".join(process.cmdline()).startswith(ENGINE_PROCESSES):
+            if role(process.cmdline()) == ENGINE:
                 for thread in process.threads():
                     os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
 

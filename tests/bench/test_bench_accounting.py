@@ -73,6 +73,7 @@ def test_a_process_that_sleeps_is_idle() -> None:
         ("ray::ServeReplica:policy_model:policy_model", "replica"),
         ("/lib/ray/haproxy -f /tmp/haproxy.cfg", "HAProxy"),
         ("/bin/python -m vllm.entrypoints.openai.api_server --model m", API_SERVER),
+        ("VLLM::APIServer_1", API_SERVER),
         ("ray::EngineCoreActor.run", ENGINE),
         ("ray::RayWorkerProc.execute", ENGINE),
         ("VLLM::EngineCore", ENGINE),

@@ -1,4 +1,4 @@
-"""scripts/bench in its smallest form: its table is whole and the answers are right. How long they take is not tested."""
+"""scripts/bench in its smallest form: the table is whole and the answers are right. Times are not tested."""
 
 from __future__ import annotations
 
