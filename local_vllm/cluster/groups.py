@@ -28,6 +28,11 @@ class VLLMGroup:
     gpus: int
     gpus_by_node: dict[str, int]
 
+    @property
+    def job(self) -> str:
+        """The id of the Ray job that made it: such an id is a group's own, and then its job's."""
+        return self.group_id[-2 * ray.JobID.size() :]
+
 
 def vllm_groups() -> dict[str, VLLMGroup]:
     """The living groups of all engines on the cluster, by their id."""

@@ -1,15 +1,14 @@
-"""Launches the engines of a run in the order of their plan, and looks whether Ray placed each as it was planned.
+"""Launches the engines of a run, side by side where their plan allows it, and looks whether Ray placed each as planned.
 
-vLLM places its workers on what is free at that moment, so an engine is launched only after the one before it has
-taken its GPUs. When a launch is permitted at all is left to the caller.
+vLLM places its workers on what is free at that moment, so some engines are launched only after others have taken their
+GPUs: plan/launches.py says which. When a launch is permitted at all is left to the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -17,7 +16,8 @@ from local_vllm.cluster.groups import VLLMGroup, vllm_groups
 from local_vllm.cluster.nodes import read_cluster
 from local_vllm.engine.owned import OwnedEngine
 from local_vllm.engine.spec import EngineState
-from local_vllm.plan.placement import Placement
+from local_vllm.engine.whose_groups import WhoseGroups, gpus_by_node
+from local_vllm.plan.launches import launched_after
 
 # From the start of `vllm serve` until it has its GPUs: it imports, reads the model's configuration, and asks Ray.
 PLACED_WITHIN_S = 300.0
@@ -33,7 +33,7 @@ class Permission(Protocol):
 async def launch_engines(
     engines: Sequence[OwnedEngine], permitted: Callable[[], AbstractAsyncContextManager[Permission | None]]
 ) -> None:
-    """Prepare all engines side by side, then launch one after the other while `permitted` holds.
+    """Prepare all engines side by side, then launch each as soon as those that it waits for are placed.
 
     Never raises: what goes wrong becomes the status of the engines that it concerns.
     """
@@ -42,55 +42,73 @@ async def launch_engines(
         if not all(prepared):
             return
         async with permitted() as permission:
-            for engine in sorted(engines, key=lambda engine: engine.spec.placement.launch_order):
-                if permission is not None:
-                    await permission.check()
-                await launch_engine(engine, alone=permission is None)
+            await _launch_each(engines, permission)
     except Exception as error:  # noqa: BLE001 (nobody waits for this task: the engines tell)
         for engine in engines:
             if engine.status.state.is_coming_up and not engine.is_placed:
                 await engine.fail(f"it could not be launched: {error}")
 
 
+async def _launch_each(engines: Sequence[OwnedEngine], permission: Permission | None) -> None:
+    placements = [engine.spec.placement for engine in engines]
+    after, whose = launched_after(placements), WhoseGroups()
+    launches: dict[int, asyncio.Task[None]] = {}
+
+    async def launch(engine: OwnedEngine, before: Sequence[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*before)
+        if permission is not None:
+            await permission.check()
+        await _launch(engine, whose, alone=permission is None)
+
+    try:
+        for index in sorted(range(len(engines)), key=lambda index: placements[index].launch_order):
+            before = [launches[other] for other in after[index]]
+            launches[index] = asyncio.create_task(launch(engines[index], before))
+        await asyncio.gather(*launches.values())
+    finally:
+        for task in launches.values():
+            task.cancel()
+        await asyncio.gather(*launches.values(), return_exceptions=True)
+
+
 async def launch_engine(engine: OwnedEngine, *, alone: bool) -> None:
     """Launch one that has been prepared, and see it placed: what goes wrong becomes its status.
 
-    `alone`: no engine but ours starts on the cluster. Otherwise a new group may be another's, which tells nothing of
-    this one until it has come up, or should have.
+    `alone`: no engine but those of this run starts on the cluster. Otherwise a new group may be another's, which tells
+    nothing of this one until it has come up, or should have.
     """
-    before = await asyncio.to_thread(vllm_groups)
-    await engine.launch()
+    await _launch(engine, WhoseGroups(), alone=alone)
+
+
+async def _launch(engine: OwnedEngine, whose: WhoseGroups, *, alone: bool) -> None:
+    whose.waiting.append(engine.spec.placement)
+    try:
+        before = await asyncio.to_thread(vllm_groups)
+        await engine.launch()
+        await _see_placed(engine, whose, before, alone=alone)
+    finally:
+        whose.waiting.remove(engine.spec.placement)
+
+
+async def _see_placed(engine: OwnedEngine, whose: WhoseGroups, before: Container[str], *, alone: bool) -> None:
+    """`before`: the ids of groups that were there before the launch."""
+    placement = engine.spec.placement
     deadline = time.monotonic() + PLACED_WITHIN_S
     while (state := engine.status.state).is_coming_up or state is EngineState.HEALTHY:
         groups = [group for name, group in (await asyncio.to_thread(vllm_groups)).items() if name not in before]
-        placed = _gpus_by_node(groups)
-        if _is_there(engine.spec.placement, groups):
+        jobs = whose.jobs(placement, groups)
+        if whose.find(placement, jobs):
             engine.is_placed = True
             return
         late = time.monotonic() > deadline
-        if placed.total() >= engine.spec.placement.topology.gpus:
+        if elsewhere := whose.elsewhere(placement, jobs):
             if alone or late or state is EngineState.HEALTHY:
-                return await engine.fail(await _misplaced(engine, placed))
+                return await engine.fail(await _misplaced(engine, elsewhere))
         elif state is EngineState.HEALTHY:
             return
         elif late:
-            return await engine.fail(_not_placed(engine, groups))
+            return await engine.fail(_not_placed(engine, jobs[0] if jobs else ()))
         await asyncio.sleep(LOOK_AGAIN_S)
-
-
-def _is_there(placement: Placement, groups: Sequence[VLLMGroup]) -> bool:
-    """Whether the groups, or some of them when others are somebody else's, are those of the placement."""
-    if dict(_gpus_by_node(groups)) == placement.gpus_by_node:
-        return True
-    planned = Counter(frozenset((slot.node_id, slot.gpus) for slot in rank.slots) for rank in placement.ranks)
-    return planned <= Counter(frozenset(group.gpus_by_node.items()) for group in groups)
-
-
-def _gpus_by_node(groups: Sequence[VLLMGroup]) -> Counter[str]:
-    gpus: Counter[str] = Counter()
-    for group in groups:
-        gpus.update(group.gpus_by_node)
-    return gpus
 
 
 async def _misplaced(engine: OwnedEngine, placed: Mapping[str, int]) -> str:
@@ -109,7 +127,7 @@ def _in_words(gpus_by_node: Mapping[str, int], addresses: Mapping[str, str]) -> 
 
 def _not_placed(engine: OwnedEngine, groups: Sequence[VLLMGroup]) -> str:
     asked = sum(group.gpus for group in groups)
-    waiting = asked - _gpus_by_node(groups).total()
+    waiting = asked - sum(gpus_by_node(groups).values())
     what = f"Ray has found no room for {waiting} of the {asked} GPUs that vLLM asked for" if asked else (
         "vLLM has not asked Ray for GPUs"
     )

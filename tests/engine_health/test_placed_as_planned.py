@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
 
 from local_vllm.cluster.groups import VLLMGroup
 from local_vllm.engine import launching
@@ -62,11 +63,10 @@ class StandInEngine:
         self.failed = why
 
 
-def groups(*on: str) -> dict[str, VLLMGroup]:
-    """One group with two GPUs on each of these nodes; `-` is one that waits for room."""
-    return {
-        f"g{number}": VLLMGroup(f"g{number}", 2, {} if node == "-" else {node: 2}) for number, node in enumerate(on)
-    }
+def groups(*on: str, job: int = 1) -> dict[str, VLLMGroup]:
+    """One group with two GPUs on each of these nodes, all of one job; `-` is one that waits for room."""
+    those = (VLLMGroup(f"g{number}-{job:08x}", 2, {} if node == "-" else {node: 2}) for number, node in enumerate(on))
+    return {group.group_id: group for group in those}
 
 
 async def launch(
@@ -95,8 +95,15 @@ async def test_alone_on_its_cluster_an_engine_elsewhere_has_failed_at_once(monke
     assert engine.failed.startswith("planned on n1 (4 GPUs), but Ray placed it on n1 (2 GPUs), n2 (2 GPUs)")
 
 
+async def test_an_engine_that_asked_for_more_than_planned_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"g0-00000001": VLLMGroup("g0-00000001", 5, {"n1": 4, "n2": 1})}
+    engine = await launch(monkeypatch, StandInEngine(healthy_after=5), [{}, more], alone=False)
+    assert engine.failed.startswith("planned on n1 (4 GPUs), but Ray placed it on n1 (4 GPUs), n2 (1 GPU)")
+
+
 async def test_groups_of_somebody_else_that_come_first_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = [{}, groups("n2", "n2"), groups("n2", "n2", "n1"), groups("n2", "n2", "n1", "n1")]
+    others = groups("n2", "n2", job=2)
+    seen = [{}, others, others | groups("n1"), others | groups("n1", "n1")]
     engine = await launch(monkeypatch, StandInEngine(), seen, alone=False)
     assert (engine.is_placed, engine.failed) == (True, "")
 
@@ -107,7 +114,20 @@ async def test_beside_others_an_engine_that_came_up_elsewhere_has_failed(monkeyp
     assert not engine.is_placed
 
 
+async def test_beside_others_an_engine_of_their_shape_on_its_node_is_not_taken_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = groups("n1", "n2", job=2)
+    engine = await launch(monkeypatch, StandInEngine(), [{}, others, others | groups("n1", "n1")], alone=False)
+    assert (engine.is_placed, engine.failed) == (True, "")
+
+
 async def test_an_engine_that_finds_no_room_has_failed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "PLACED_WITHIN_S", 0.0)
     engine = await launch(monkeypatch, StandInEngine(), [{}, groups("n1", "-")], alone=False)
     assert "Ray has found no room for 2 of the 4 GPUs" in engine.failed
+
+
+def test_a_group_ends_with_the_id_of_its_job() -> None:
+    job = ray.JobID.from_int(7)
+    assert VLLMGroup(ray.PlacementGroupID.of(job).hex(), 2, {}).job == job.hex()
