@@ -18,6 +18,7 @@ from local_vllm.engine.foreseen import foreseen_model_config, foreseen_weights, 
 from local_vllm.engine.spec import EngineSpec
 from local_vllm.errors import ConfigError, PlacementError
 from local_vllm.plan.drawing import Paint, draw_placements, letter
+from local_vllm.plan.launches import launched_after
 from local_vllm.plan.placement import Placement, plan_placements
 from local_vllm.runs import pictures
 from local_vllm.runs.colours import drawing_width, painter, print_painted
@@ -77,10 +78,14 @@ def _picture(config: RunConfig) -> Picture:
 
 def _engines(specs: Sequence[EngineSpec], picture: Picture, paint: Paint) -> Iterator[str]:
     """A paragraph for each engine, in the order of the launch."""
-    in_order = sorted(range(len(specs)), key=lambda index: specs[index].placement.launch_order)
+    placements = [spec.placement for spec in specs]
+    in_order = sorted(range(len(specs)), key=lambda index: placements[index].launch_order)
+    waits = launched_after(placements)
     for place, index in enumerate(in_order, start=1):
         heading = f"{letter(index)}  {specs[index].server}"
-        yield f"{paint(heading, index)}  (launch {place} of {len(specs)})\n" + _engine(specs[index], picture)
+        after = ", ".join(letter(other) for other in sorted(waits[index]))
+        launch = f"launch {place} of {len(specs)}{f', after {after}' if after else ''}"
+        yield f"{paint(heading, index)}  ({launch})\n" + _engine(specs[index], picture)
 
 
 def _others(config: RunConfig, specs: Sequence[EngineSpec], url: str) -> Iterator[str]:

@@ -203,6 +203,13 @@ def test_engines_come_in_the_order_of_their_launch(dry: Dry) -> None:
     assert shown.text.index(first) < shown.text.index(second)
 
 
+def test_an_engine_that_is_launched_after_another_one_says_so(dry: Dry) -> None:
+    shown = dry(TWO, *sizes(INSTRUCT, tensor=12), span(INSTRUCT), *sizes(THINKING, tensor=2), "+cluster=1x6+1x8")
+
+    assert f"B  {THINKING}  (launch 1 of 2)" in shown.text
+    assert f"A  {INSTRUCT}  (launch 2 of 2, after B)" in shown.text
+
+
 def test_each_engine_has_its_url_and_its_log(dry: Dry, tmp_path: Path) -> None:
     shown = dry(ONE, "+cluster=1x8", "++http_port=12345")
 
