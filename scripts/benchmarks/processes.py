@@ -31,6 +31,7 @@ class Started:
     """A process whose output goes to a file."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> None:
+        """The environment is ours without Ray's variables, and `environment`."""
         self._log = log
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         with log.open("wb") as output:
@@ -38,7 +39,7 @@ class Started:
             self.process = psutil.Popen(
                 list(map(str, command)),
                 cwd=log.parent,
-                env=env | {"PYTHONPATH": _python_path(), **environment},
+                env=env | environment,
                 stdout=output,
                 stderr=STDOUT,
                 start_new_session=True,
@@ -65,24 +66,17 @@ class Started:
         return self.wait_until(lambda: answers(url), deadline_s)
 
     def end(self) -> None:
-        if self.process.poll() is not None:
-            return
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(STOP_DEADLINE_S)
-        except psutil.TimeoutExpired:
-            self._kill()
-
-    def _kill(self) -> None:
+        """Ask it to end, as Ctrl-C does; what is then left of it and below it is killed."""
+        everything = [self.process]
         with suppress(psutil.NoSuchProcess):
-            everything = [*self.process.children(recursive=True), self.process]
-            for each in everything:
-                with suppress(psutil.NoSuchProcess):
-                    each.kill()
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(SCRIPTS), os.environ.get("PYTHONPATH")]))
+            everything += self.process.children(recursive=True)
+            self.process.send_signal(signal.SIGINT)
+        with suppress(psutil.TimeoutExpired):
+            self.process.wait(STOP_DEADLINE_S)
+        for each in everything:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(everything, STOP_DEADLINE_S)
 
 
 def answers(url: str) -> bool:
@@ -104,7 +98,8 @@ def started(command: Sequence[str | Path], log: Path, **environment: str) -> Ite
 def module(name: str, folder: Path, port: int, *words: str) -> Iterator[Started]:
     """A server of this folder that answers on `port`."""
     command = [sys.executable, "-m", f"benchmarks.{name}", str(port), *words]
-    with started(command, folder / f"{name}-{port}.log") as it:
+    path = os.pathsep.join(filter(None, [str(SCRIPTS), os.environ.get("PYTHONPATH")]))
+    with started(command, folder / f"{name}-{port}.log", PYTHONPATH=path) as it:
         it.wait_until_answers(f"http://127.0.0.1:{port}/health")
         yield it
 

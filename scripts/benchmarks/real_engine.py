@@ -9,7 +9,7 @@ import os
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -29,12 +29,16 @@ AT_ONCE = 8
 IDLE_S = 10.0
 DEADLINE_S = 420.0
 DIRECT_SETTING = "direct_responses"
+# A request takes about a second: for so many times longer than others is it measured.
+LONGER = 5
 # The default model's own words for an answer of 200 tokens.
 ANSWERED = {"input": "REPEAT:200", "max_output_tokens": 256, **SAMPLING}
 SCENARIOS = (
     Scenario("engine-short", "one-shot, 200 tokens", ANSWERED),
     Scenario("engine-train", "training, 200 tokens", ANSWERED | {"return_token_ids": True}, training=True),
 )
+# So short that a fraction of a millisecond shows in its latency.
+ONE_WORD = Scenario("engine-word", "one-shot, 1 token", ANSWERED | {"input": "REPEAT:1"})
 SHARE_MARK, DIRECT_MARK, DIRECT_ADDED_MS = 2.0, 1.2, 0.3
 PARTS = ("share", "direct")
 
@@ -46,10 +50,13 @@ def rows(parts: Collection[str], pace: Pace, folder: Path) -> Iterator[Row]:
     with running(folder, direct=with_direct) as targets:
         if not with_direct or "direct" not in parts:
             del targets[DIRECT]
-        for scenario in SCENARIOS:
-            many = interleaved([*targets.values()], scenario, pace, connections=AT_ONCE)
-            one = interleaved([*targets.values()], scenario, pace, connections=1)
-            if "share" in parts:
+        longer = replace(pace, seconds=LONGER * pace.seconds)
+        for scenario in (*SCENARIOS, ONE_WORD):
+            if scenario is ONE_WORD and DIRECT not in targets:
+                continue
+            many = interleaved([*targets.values()], scenario, longer, connections=AT_ONCE)
+            one = interleaved([*targets.values()], scenario, longer, connections=1)
+            if "share" in parts and scenario is not ONE_WORD:
                 yield from share(scenario, many, one)
             if DIRECT in targets:
                 yield from direct(scenario, many, one)

@@ -25,6 +25,7 @@ from local_vllm.plan.topology import PackStrategy, Topology
 
 DEADLINE_S = 420.0
 RAY_DEADLINE_S = 90.0
+OBJECT_STORE_BYTES = 128 << 20
 RAY_IS_UP = "Ray runtime started"
 MARK_S, WARM_MARK_S = 8.0, 3.0
 
@@ -79,6 +80,7 @@ def ray(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     port, clients, agent = free_ports(3)
     command = [COMMANDS / "ray", "start", "--head", "--block", f"--port={port}", "--num-gpus=1"]
     command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder / 'ray'}"]
+    command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
     command += [f"--ray-client-server-port={clients}", f"--dashboard-agent-listen-port={agent}"]
     with started(command, folder / "ray.log", **environment) as it:
         it.wait_until(lambda: RAY_IS_UP in it.text(), RAY_DEADLINE_S)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from benchmarks.answers import problem
 from benchmarks.closed_loop import offer
@@ -131,6 +132,16 @@ def test_what_does_not_come_up_is_told_with_what_it_printed(tmp_path: Path) -> N
     with started([sys.executable, "-c", "print('no such thing')"], tmp_path / "log.txt") as it:
         with pytest.raises(CannotMeasure, match="no such thing"):
             it.wait_until_answers("http://127.0.0.1:9/", 30)
+
+
+def test_what_is_below_a_process_ends_with_it(tmp_path: Path) -> None:
+    below = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+    start = f"subprocess.Popen([sys.executable, '-c', {below!r}], start_new_session=True)"
+    code = f"import subprocess, sys; {start}.wait()"
+    with started([sys.executable, "-c", code], tmp_path / "log.txt") as it:
+        it.wait_until(lambda: it.text().endswith("\n"), 30)
+        child = psutil.Process(int(it.text().split()[0]))
+    assert not child.is_running()
 
 
 # ---- answers

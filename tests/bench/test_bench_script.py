@@ -12,6 +12,7 @@ import pytest
 from benchmarks.measuring import Pace, interleaved
 from benchmarks.request_path import ratios
 from benchmarks.scenarios import BURST, WHOLE
+from benchmarks.start_up import bare_command
 from benchmarks.table import Row, table
 from benchmarks.targets import CONVERTER, GATEWAY, PASS_THROUGH, WHOLE_PATH, converter, pass_through, stand_in_engine
 
@@ -60,6 +61,14 @@ def test_the_whole_path_answers_as_the_converter_does() -> None:
         assert f"{WHOLE_PATH}: {scenario.title}" in found
     assert f"{GATEWAY}: one-shot" in found
     assert f"{WHOLE_PATH}: added latency, p99" in found
+
+
+def test_the_engine_that_ng_run_is_held_against_has_its_flags_and_no_ray(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
+    words = bare_command(tmp_path, 1234)
+    for flag in ("--max-model-len 8192", "--tool-call-parser hermes", "--port 1234", "--enforce-eager"):
+        assert f" {flag} " in f"{' '.join(words)} "
+    assert "ray" not in words
 
 
 def test_help_says_what_every_part_is() -> None:
