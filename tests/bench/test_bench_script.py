@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import benchmarks.__main__ as program
 import pytest
+from benchmarks import rollouts
 from benchmarks.measuring import Pace, interleaved
+from benchmarks.processes import CannotMeasure
 from benchmarks.request_path import ratios
 from benchmarks.scenarios import BURST, WHOLE
 from benchmarks.start_up import bare_command
@@ -69,6 +72,19 @@ def test_the_engine_that_ng_run_is_held_against_has_its_flags_and_no_ray(tmp_pat
     for flag in ("--max-model-len 8192", "--tool-call-parser hermes", "--port 1234", "--enforce-eager"):
         assert f" {flag} " in f"{' '.join(words)} "
     assert "ray" not in words
+
+
+def test_a_part_that_cannot_be_measured_is_a_line_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def rows(*_: object) -> Iterator[Row]:
+        raise CannotMeasure("ng_run did not come up. What it printed:\nTraceback")
+        yield
+
+    monkeypatch.setattr(rollouts, "rows", rows)
+    found = list(program.rows(["rollouts", "planner"], Pace(1, 0.1), tmp_path))
+    assert [row.what for row in found] == ["rollouts", *PLANNER]
+    assert found[0].verdict == "FAILED: ng_run did not come up. What it printed:"
 
 
 def test_help_says_what_every_part_is() -> None:
