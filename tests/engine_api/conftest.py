@@ -15,9 +15,10 @@ from stand_in_hub import Repository, StandInHub, files_of
 from local_vllm.cpu.default_model import build_default_model
 
 # What Codex sends before the first word of its user is longer than the context of the other tests' engines.
-POLICY = "++policy_model.responses_api_models.local_vllm_model.vllm_serve_kwargs"
-CONTEXT = f"{POLICY}.max_model_len=16384"
-PACE = f"{POLICY}.logits_processors=[held_back:Pace]"
+POLICY = "++policy_model.responses_api_models.local_vllm_model"
+CONTEXT = f"{POLICY}.vllm_serve_kwargs.max_model_len=16384"
+PACE = f"{POLICY}.vllm_serve_kwargs.logits_processors=[held_back:Pace]"
+DIRECT = f"{POLICY}.direct_responses=true"
 ENVIRONMENTS = ("simple_weather", "example_multi_step", "multineedle", "equivalence_llm_judge", "simple_task")
 # The default model says what it is told to: the row, in its expected answer, tells the judge its verdict.
 JUDGE = "++equivalence_llm_judge.equivalence_llm_judge.judge_"
@@ -49,7 +50,7 @@ def run(hub: StandInHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     )
     configs = ",".join(("policy_model.yaml", "judge_model.yaml", *environments))
     from_hub = (f"{JUDGE_MODEL}.model={FROM_HUB}", f"{JUDGE_MODEL}.hf_home={folder / 'hf'}")
-    words = (f"+config_paths=[{configs}]", CONTEXT, PACE, *from_hub, *VERDICT_OF_THE_ROW)
+    words = (f"+config_paths=[{configs}]", CONTEXT, PACE, DIRECT, *from_hub, *VERDICT_OF_THE_ROW)
     environment = {**WITH_HELD_BACK, "HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1,localhost"}
     with running(folder, *words, environment=environment) as started:
         started.let_others_go_before_engines()
