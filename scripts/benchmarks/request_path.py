@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -44,42 +43,32 @@ IDLE_S = 4.0
 PARTS = ("whole-path", "converter", "streaming", "latency")
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What is up, by name."""
-
-    targets: Mapping[str, Target]
-
-    def some(self, *names: str) -> list[Target]:
-        return [self.targets[name] for name in names if name in self.targets]
-
-
-def rows(parts: Collection[str], pace: Pace, folder: Path, scenarios: Sequence[Scenario] = WHOLE) -> Iterator[Row]:
+def rows(parts: Collection[str], pace: Pace, folder: Path) -> Iterator[Row]:
     """The lines of those `parts`, each as soon as it is measured."""
     asked = [name for part, name in (("converter", CONVERTER), ("whole-path", WHOLE_PATH)) if part in parts]
     with ExitStack() as stack:
         running = _start(stack, folder, parts, idle_s=min(IDLE_S, 10 * pace.seconds))
-        for scenario in scenarios if asked else ():
+        for scenario in WHOLE if asked else ():
             beside = [GATEWAY] if WHOLE_PATH in asked and scenario is SHORT else []
-            targets = running.some(PASS_THROUGH, *asked, *beside)
+            targets = [running[name] for name in (PASS_THROUGH, *asked, *beside)]
             yield from ratios(scenario, interleaved(targets, scenario, pace))
-        if "streaming" in parts:
-            for scenario in STREAMS:
-                targets = running.some(PASS_THROUGH, CONVERTER, WHOLE_PATH)
-                yield from ratios(scenario, interleaved(targets, scenario, pace))
+        for scenario in STREAMS if "streaming" in parts else ():
+            targets = [running[name] for name in (PASS_THROUGH, CONVERTER, WHOLE_PATH)]
+            yield from ratios(scenario, interleaved(targets, scenario, pace))
         if "latency" in parts:
-            targets = running.some(ENGINE, PASS_THROUGH, WHOLE_PATH)
+            targets = [running[name] for name in (ENGINE, PASS_THROUGH, WHOLE_PATH)]
             yield from added(interleaved(targets, SHORT, pace, connections=1))
 
 
-def _start(stack: ExitStack, folder: Path, parts: Collection[str], idle_s: float) -> Running:
+def _start(stack: ExitStack, folder: Path, parts: Collection[str], idle_s: float) -> dict[str, Target]:
+    """What the parts need, by name."""
     engine = stack.enter_context(stand_in_engine(folder))
     targets = [engine, stack.enter_context(pass_through(folder, engine))]
     if {"converter", "streaming"} & {*parts}:
         targets.append(stack.enter_context(converter(folder, engine)))
     if {"whole-path", "streaming", "latency"} & {*parts}:
         targets += stack.enter_context(whole_path(folder, engine, idle_s))
-    return Running({target.name: target for target in targets})
+    return {target.name: target for target in targets}
 
 
 def ratios(scenario: Scenario, measured: Mapping[str, Figures]) -> list[Row]:
@@ -90,7 +79,7 @@ def ratios(scenario: Scenario, measured: Mapping[str, Figures]) -> list[Row]:
             f"{name}: {scenario.title}",
             measured=None if name == PASS_THROUGH else found.cpu_ms / base.cpu_ms if base.cpu_ms else math.nan,
             mark=MARKS.get((name, scenario.name)),
-            problem=found.problem or (name != PASS_THROUGH and base.problem) or None,
+            problem=found.problem or base.problem,
             figures=_in_figures(scenario, found),
         )
         for name, found in measured.items()
@@ -99,6 +88,8 @@ def ratios(scenario: Scenario, measured: Mapping[str, Figures]) -> list[Row]:
 
 def _in_figures(scenario: Scenario, found: Figures) -> dict[str, float]:
     cpu = {"cpu_us_per_event": 1000 * found.cpu_ms / scenario.deltas} if scenario.deltas else {"cpu_ms": found.cpu_ms}
+    if len(found.cpu_ms_by_role) > 1 and not scenario.deltas:
+        cpu |= {f"{role}_ms": ms for role, ms in found.cpu_ms_by_role.items()}
     times = {"p50_ms": found.p50_ms, "p99_ms": found.p99_ms, "requests": found.requests, "errors": found.errors}
     return cpu | times
 

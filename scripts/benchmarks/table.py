@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+PROBLEM_CHARACTERS = 90
 HEADINGS = ("what", "mark", "measured", "", "in figures")
 
 
@@ -30,7 +32,7 @@ class Row:
     @property
     def verdict(self) -> str:
         if self.problem:
-            return f"FAILED: {self.problem}"
+            return f"FAILED: {textwrap.shorten(self.problem, PROBLEM_CHARACTERS)}"
         if self.measured is None or self.mark is None:
             return ""
         return "met" if self.measured <= self.mark else "missed"
