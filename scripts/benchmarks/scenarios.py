@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 Api = Literal["responses", "chat"]
 
-SENTENCE = "look at the files below, then say in your own words what they do and which of them is to be changed first"
+SENTENCE = "look through these files, explain what they do in plain words, and name those that should be changed first"
 VOCABULARY = 151_000
 TOOLS = ("search_files", "read_file", "write_file", "run_tests")
 TOKEN_FIELDS = ("prompt_token_ids", "generation_token_ids", "generation_log_probs")
