@@ -90,7 +90,8 @@ class Converter:
         request = read_request(body)
         check(request, stores_responses=self._settings.stores_responses)
         if type(request.input) is list:
-            check_items(request.input, self._settings.max_input_items, self._settings.max_image_mib)
+            most, max_image_mib = self._settings.max_input_items, self._settings.max_image_mib
+            check_items(request.input, most, max_image_mib, size=len(body))
         return request
 
     def convert(self, request: OpenAIFields, model: str, supplied: Supplied = NOTHING) -> ChatCall:

@@ -30,9 +30,11 @@ _decode_list = msgspec.json.Decoder(list[Raw]).decode
 _decode_messages = msgspec.json.Decoder(list[_ChatMessage]).decode
 
 
-def check_items(items: Sequence[InputItem], most: int, max_image_mib: int) -> None:
-    """Raises RequestError for a Responses request that holds more than it may."""
+def check_items(items: Sequence[InputItem], most: int, max_image_mib: int, *, size: int) -> None:
+    """Raises RequestError for a Responses request of `size` bytes that holds more than it may."""
     _check_number(len(items), most, "input")
+    if size <= max_image_mib << 20:
+        return
     for number, item in enumerate(items):
         for name, parts in (("content", item.content), ("output", item.output)):
             if type(parts) is list:

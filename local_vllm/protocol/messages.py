@@ -96,7 +96,11 @@ class _Conversation:
         for item in earlier:
             self._item(item, "previous_response_id")
         for position, item in enumerate(given):
-            self._item(item, f"input[{position}]")
+            reader = _READERS.get(item.type)  # type: ignore[arg-type]
+            if reader is not None:
+                reader(self, item, f"input[{position}]")
+            else:
+                self._item(item, f"input[{position}]")
         self._check_all_answered()
         if self.history.reasoning == "text":
             self._move_reasoning_into_text()
@@ -112,15 +116,16 @@ class _Conversation:
     # -- one method for each type of item
 
     def message(self, item: InputItem, where: str) -> None:
-        if item.role is None:
+        role, content = item.role, item.content
+        if role is None:
             raise missing(f"{where}.role")
-        if item.content is None:
+        if content is None:
             raise missing(f"{where}.content")
-        if item.role == "assistant":
-            self._say(assistant_text(item.content, f"{where}.content"))
-            return
-        role = self.history.developer_role if item.role == "developer" else item.role
-        self._add(ChatMessage(role, input_content(item.content, f"{where}.content")))
+        if role == "assistant":
+            return self._say(content if type(content) is str else assistant_text(content, f"{where}.content"))
+        if type(content) is not str:
+            content = input_content(content, f"{where}.content")
+        self._add(ChatMessage(self.history.developer_role if role == "developer" else role, content))
 
     def reasoning(self, item: InputItem, where: str) -> None:
         text = _reasoning_text(item)
@@ -146,10 +151,14 @@ class _Conversation:
         call_id = item.call_id
         if call_id is None:
             raise missing(f"{where}.call_id")
-        if item.output is None:
+        content = item.output
+        if content is None:
             raise missing(f"{where}.output")
-        self._answer(call_id, f"{where}.call_id")
-        content = input_content(item.output, f"{where}.output")
+        if self.answered.get(call_id) is not False:
+            raise self._unasked(call_id, f"{where}.call_id")
+        self.answered[call_id] = True
+        if type(content) is not str:
+            content = input_content(content, f"{where}.output")
         self._add(ChatMessage("tool", content, tool_call_id=call_id))
 
     # -- what they share
@@ -175,33 +184,30 @@ class _Conversation:
         turn.content = text if turn.content is None else f"{turn.content}{text}"
 
     def _call(self, item: InputItem, arguments: str, where: str) -> None:
-        if not item.call_id:
+        call_id, name = item.call_id, item.name
+        if not call_id:
             raise missing(f"{where}.call_id")
-        if not item.name:
+        if not name:
             raise missing(f"{where}.name")
-        if item.call_id in self.answered:
-            raise _wrong(f"Duplicate call_id '{item.call_id}'.", f"{where}.call_id")
-        self.answered[item.call_id] = False
-        turn = self._open_turn()
-        name = name_in_chat(item.namespace, item.name)
-        call = ToolCall(item.call_id, FunctionCall(name, arguments))
+        if call_id in self.answered:
+            raise _wrong(f"Duplicate call_id '{call_id}'.", f"{where}.call_id")
+        self.answered[call_id] = False
+        turn = self.turn or self._open_turn()
+        call = ToolCall(call_id, FunctionCall(name_in_chat(item.namespace, name), arguments))
         if turn.tool_calls is UNSET:
             turn.tool_calls = [call]
         else:
             turn.tool_calls.append(call)
 
-    def _answer(self, call_id: str, param: str) -> None:
-        answered = self.answered.get(call_id)
-        if answered is None:
-            raise _wrong(f"No tool call found for function call output with call_id '{call_id}'.", param)
-        if answered:
-            raise _wrong(f"Duplicate output for the tool call with call_id '{call_id}'.", param)
-        self.answered[call_id] = True
+    def _unasked(self, call_id: str, param: str) -> RequestError:
+        if call_id in self.answered:
+            return _wrong(f"Duplicate output for the tool call with call_id '{call_id}'.", param)
+        return _wrong(f"No tool call found for function call output with call_id '{call_id}'.", param)
 
     def _check_all_answered(self) -> None:
-        for call_id, answered in self.answered.items():
-            if not answered:
-                raise _wrong(f"No tool output found for function call '{call_id}'.", "input")
+        if False in self.answered.values():
+            call_id = next(call_id for call_id, answered in self.answered.items() if not answered)
+            raise _wrong(f"No tool output found for function call '{call_id}'.", "input")
 
     def _move_reasoning_into_text(self) -> None:
         opening, closing = self.history.tags

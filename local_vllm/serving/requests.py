@@ -71,7 +71,7 @@ class Request:
 
     __slots__ = (
         "scope", "limits", "headers", "client_gone", "place", "traffic",
-        "_receive", "_held", "_timer", "_watch", "_task",
+        "_receive", "_held", "_timer", "_watch", "_task", "_is_late",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, limits: Limits, traffic: Traffic | None = None) -> None:
@@ -83,6 +83,7 @@ class Request:
         self.traffic = traffic
         self._receive = receive
         self._held = 0
+        self._is_late = False
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -90,14 +91,23 @@ class Request:
     async def json_body(self) -> bytes:
         """The bytes of a body that says it is JSON. Raises RequestError (408, 413, 415) and ClientGone."""
         self._check_headers()
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(self.limits.body_timeout_s, self._give_up_on_body)
         try:
-            async with asyncio.timeout(self.limits.body_timeout_s):
-                body = await self._whole_body()
-        except TimeoutError:
+            body = await self._whole_body()
+        except asyncio.CancelledError:
+            if not self._is_late or self._task.uncancel() > 0:  # type: ignore[union-attr]
+                raise
             message = f"The body did not arrive within {self.limits.body_timeout_s:g} s."
             raise RequestError(message, status=408, code="request_timeout") from None
+        finally:
+            self._timer.cancel()
         self.watch_client()
         return body
+
+    def _give_up_on_body(self) -> None:
+        self._is_late = True
+        self._task.cancel()  # type: ignore[union-attr]
 
     async def _whole_body(self) -> bytes:
         """Nearly all bodies come as one piece."""

@@ -27,6 +27,8 @@ CLOSE_DEADLINE_S = 5.0
 # The answer may reach a client, and the client another replica, before what was answered is here.
 LATE_S = 0.5
 LOOK_AGAIN_S = 0.02
+# Writes are gathered for so long: a call of the actor costs as much as answering several requests.
+GATHER_S = 0.05
 # What one replica may hold of writes that the store has not taken.
 MAX_WAITING_BYTES = 64 << 20
 
@@ -66,7 +68,7 @@ class StoreHost:
 
 
 class SharedStore:
-    """A replica's hand on the store. One batch is on its way at a time; what comes meanwhile is the next."""
+    """A replica's hand on the store. Writes are gathered and sent, and before anything is asked."""
 
     def __init__(self, actor_name: str) -> None:
         self._name = actor_name
@@ -85,12 +87,15 @@ class SharedStore:
             self._sender = asyncio.get_running_loop().create_task(self._send_all())
 
     async def chain(self, response_id: str) -> list[Stored]:
+        await self._send()
         return await self._ask("chain", response_id)
 
     async def get(self, response_id: str) -> Stored | None:
+        await self._send()
         return await self._ask("get", response_id)
 
     async def delete(self, response_id: str) -> bool:
+        await self._send()
         return await self._ask("delete", response_id)
 
     async def close(self) -> None:
@@ -100,11 +105,17 @@ class SharedStore:
 
     async def _send_all(self) -> None:
         while self._waiting:
-            batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
-            try:
-                await self._ask("put", batch)
-            except UpstreamError as error:
-                logger.warning("%d responses were not kept: %s", len(batch), error)
+            await asyncio.sleep(GATHER_S)
+            await self._send()
+
+    async def _send(self) -> None:
+        if not self._waiting:
+            return
+        batch, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        try:
+            await self._ask("put", batch)
+        except UpstreamError as error:
+            logger.warning("%d responses were not kept: %s", len(batch), error)
 
     async def _ask(self, method: str, argument: Any) -> Any:
         """Raises UpstreamError (503) when the store does not answer."""
