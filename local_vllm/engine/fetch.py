@@ -22,8 +22,9 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, snapsho
 from huggingface_hub.utils import disable_progress_bars
 
 from local_vllm.engine import byte_stream, hub_errors
-from local_vllm.engine.hub import HubAccess, HubFile, Patience, Snapshot, patiently, repository_folder
+from local_vllm.engine.hub import HubAccess, Patience, patiently
 from local_vllm.engine.resumed_file import Corrupt, ResumedFile, partial_path, size_of
+from local_vllm.engine.snapshot import HubFile, Snapshot, repository_folder
 from local_vllm.engine.spec import Download
 from local_vllm.errors import EngineStartError
 

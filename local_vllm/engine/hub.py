@@ -1,7 +1,4 @@
-"""The Hub: how it is reached, which files a model has there, and which of them lie in the cache.
-
-The layout of the cache is huggingface_hub's documented one: refs, blobs, snapshots. Fetching is fetch.py's.
-"""
+"""The Hub: how it is reached, which files a model has there, and which of them lie in the cache. Fetching is fetch.py's."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from huggingface_hub.utils import build_hf_headers
 from local_vllm.config.nearest import nearest
 from local_vllm.engine import hub_errors
 from local_vllm.engine.hub_errors import Asked
+from local_vllm.engine.snapshot import HubFile, Snapshot, WantedModel, repository_folder
 from local_vllm.engine.wanted_files import index_name, indexed_files, is_weights, wanted_files
 from local_vllm.errors import EngineStartError
 
@@ -67,51 +65,6 @@ class HubAccess:
     def asked(self, wanted: WantedModel, cache: Path) -> Asked:
         has_token = bool(self.token or get_token())
         return Asked(wanted.model, cache, self.endpoint, wanted.revision, has_token)
-
-
-@dataclass(frozen=True, slots=True)
-class WantedModel:
-    """A repository on the Hub. `revision` empty: the main branch. `load_format`: vLLM's flag."""
-
-    model: str
-    revision: str = ""
-    load_format: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """One file. `etag` names its content, as the cache does; empty where the Hub does not tell."""
-
-    path: str
-    size: int
-    etag: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The files to load of one commit. `notice` says why it is the cache's word and not the Hub's."""
-
-    wanted: WantedModel
-    commit: str
-    files: tuple[HubFile, ...]
-    notice: str = ""
-
-    def folder(self, cache: Path) -> Path:
-        return repository_folder(cache, self.wanted.model) / "snapshots" / self.commit
-
-    def missing(self, cache: Path) -> list[HubFile]:
-        """The files that are not in the cache."""
-        folder = self.folder(cache)
-        return [file for file in self.files if not (folder / file.path).is_file()]
-
-
-def repository_folder(cache: Path, model: str) -> Path:
-    return cache / f"models--{model.replace('/', '--')}"
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether it has the form of a Hub id; whether there is such a model is another question."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None
 
 
 def find_snapshot(

@@ -18,7 +18,8 @@ from huggingface_hub.utils import build_hf_headers
 
 from local_vllm.engine import hub_errors
 from local_vllm.engine.byte_stream import byte_stream
-from local_vllm.engine.hub import HubFile, Patience
+from local_vllm.engine.hub import Patience
+from local_vllm.engine.snapshot import HubFile
 
 _HASH_BLOCK_BYTES = 1 << 20
 

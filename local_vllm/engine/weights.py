@@ -14,7 +14,7 @@ from local_vllm.engine.spec import DEFAULT_MODEL, Download
 from local_vllm.errors import EngineStartError
 
 if TYPE_CHECKING:
-    from local_vllm.engine.hub import Snapshot, WantedModel
+    from local_vllm.engine.snapshot import Snapshot, WantedModel
 
 # A shared file system may hide so long what another node has written: NFS remembers what was not there.
 VISIBLE_WITHIN_S = 90.0

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from local_vllm.config.vllm_serve_flags import snake_case
-from local_vllm.engine.hub import Snapshot, WantedModel, is_hub_id
 from local_vllm.engine.node_processes import NodeProcess, node_processes, of_each
+from local_vllm.engine.snapshot import Snapshot, WantedModel, is_hub_id
 from local_vllm.engine.spec import DEFAULT_MODEL, Download, EngineSpec
 from local_vllm.errors import EngineStartError
 

@@ -15,7 +15,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from local_vllm.engine.fetch import Fetch
-from local_vllm.engine.hub import HubAccess, Patience, WantedModel, find_snapshot
+from local_vllm.engine.hub import HubAccess, Patience, find_snapshot
+from local_vllm.engine.snapshot import WantedModel
 from local_vllm.errors import EngineStartError
 access, cache, wanted = HubAccess(sys.argv[1]), Path(sys.argv[2]), WantedModel("tiny-org/tiny-model")
 try:

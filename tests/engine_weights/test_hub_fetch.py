@@ -13,7 +13,8 @@ from fetching_process import fetching_process, need_mounts
 from stand_in_hub import StandInHub
 
 from local_vllm.engine.fetch import Fetch
-from local_vllm.engine.hub import HubAccess, Patience, Snapshot, WantedModel, find_snapshot
+from local_vllm.engine.hub import HubAccess, Patience, find_snapshot
+from local_vllm.engine.snapshot import Snapshot, WantedModel
 from local_vllm.engine.spec import Download
 from local_vllm.errors import EngineStartError
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from local_vllm.engine.hub import HubAccess, WantedModel, is_hub_id
+from local_vllm.engine.hub import HubAccess
 from local_vllm.engine.hub_variables import for_an_engine, hub_variables
+from local_vllm.engine.snapshot import WantedModel, is_hub_id
 from local_vllm.engine.spec import Download, EngineSpec
 from local_vllm.engine.weights import NodeWeights
 from local_vllm.engine.weights_on_nodes import groups_by_sight, total_of, wanted_models, with_folders
