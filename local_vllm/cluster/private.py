@@ -23,27 +23,32 @@ OBJECT_STORE_BYTES_WITHOUT_GPU = 512 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class PrivateCluster:
-    """Where the cluster is, the variables its processes share, and the guard that ends it."""
+    """A cluster that is coming up: the variables its processes share, the guard that ends it, and its log."""
 
-    address: str
     environment: dict[str, str]
     guard: Guarded
+    log_path: Path
+
+    def address(self, deadline_s: float = 60.0) -> str:
+        """Where it is, as soon as it is up.
+
+        Raises:
+            ClusterError: it ended, or was not up at the deadline.
+        """
+        return _read_address(self.guard, self.log_path, deadline_s)
 
 
 @contextmanager
 def private_cluster(
-    run_dir: Path, log_path: Path, *, logical_gpus: int | None, cpus: int, deadline_s: float = 60.0
+    run_dir: Path, log_path: Path, *, logical_gpus: int | None, cpus: int
 ) -> Iterator[PrivateCluster]:
-    """Start Ray on this machine and end it, with all its processes, on the way out.
+    """Start Ray on this machine, without waiting for it, and end it, with all its processes, on the way out.
 
     Args:
         run_dir: a short path (its sockets' names have a limit of 107 bytes), private to the user.
         log_path: file for what the head process prints.
         logical_gpus: GPUs to pretend to have; None: use the real ones.
         cpus: logical CPUs, at least one for each data-parallel rank and some for Serve.
-
-    Raises:
-        ClusterError: it ended, or was not up at the deadline.
     """
     token_path = run_dir / "ray_token"
     token_path.touch(mode=0o600)
@@ -59,7 +64,7 @@ def private_cluster(
         command, env=_without_ray_address() | environment, log_path=log_path, grace_s=HEAD_GRACE_S, keep_stdout=True
     )
     try:
-        yield PrivateCluster(_read_address(guard, log_path, deadline_s), environment, guard)
+        yield PrivateCluster(environment, guard, log_path)
     finally:
         guard.close()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,11 @@ class RunCluster:
 
 
 @asynccontextmanager
-async def run_cluster(config: RunConfig, record: RunRecord) -> AsyncIterator[RunCluster]:
-    """Start or join, connect this process, and undo both on the way out."""
+async def run_cluster(config: RunConfig, record: RunRecord, meanwhile: Callable[[], None]) -> AsyncIterator[RunCluster]:
+    """Start or join, connect this process, and undo both on the way out.
+
+    `meanwhile` is called in a thread while Ray starts, when the environment says what it says to Ray; not when joined.
+    """
     address = joined_address(config)
     if address is not None:
         async with connected(address):
@@ -47,8 +51,9 @@ async def run_cluster(config: RunConfig, record: RunRecord) -> AsyncIterator[Run
     )
     async with entered_in_thread(starting) as private:
         os.environ.update(private.environment)
-        async with connected(private.address):
-            yield RunCluster(private.address, private.guard)
+        address, _ = await asyncio.gather(in_thread(private.address), in_thread(meanwhile))
+        async with connected(address):
+            yield RunCluster(address, private.guard)
 
 
 @asynccontextmanager

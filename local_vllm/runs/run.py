@@ -111,16 +111,17 @@ class Run:
 
     async def _bring_up(self, stack: AsyncExitStack) -> list[OwnedEngine]:
         self.progress.step("Ray", "joining" if joined_address(self.config) else "starting")
-        self.cluster = await stack.enter_async_context(run_cluster(self.config, self.record))
+        self.cluster = await stack.enter_async_context(run_cluster(self.config, self.record, _load_serving))
         self.signals.install()
         self.progress.step("Ray", f"up at {self.cluster.address}", done=True)
-        # Nothing of these may be imported before: Ray reads its environment once.
+        self.tenant = stack.enter_context(self._tenancy())
+        engines = await stack.enter_async_context(self._engines())
+        # The engines are on their way, which needs this loop.
+        await in_thread(_load_serving)
         from local_vllm.cluster.nodes import read_cluster
         from local_vllm.runs.applications import applications
         from local_vllm.runs.readiness import until_ready
 
-        self.tenant = stack.enter_context(self._tenancy())
-        engines = await stack.enter_async_context(self._engines())
         serving = applications(self.config, self.cluster, self.tenant, self.record, self._keep_deployed)
         self.progress.step("Ray Serve", "starting")
         deployed = await stack.enter_async_context(serving)
@@ -261,3 +262,11 @@ class Run:
             records.forget(self.record)
         self.console.print("Stopped at once.")
         os._exit(0)
+
+
+def _load_serving() -> None:
+    """Import what takes seconds, Ray and Serve: not before the environment is Ray's, which both read only once."""
+    import local_vllm.engine.launching
+    import local_vllm.runs.applications
+    import local_vllm.runs.readiness
+    import local_vllm.runs.recovery  # noqa: F401

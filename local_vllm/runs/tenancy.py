@@ -25,9 +25,7 @@ from local_vllm.runs import record as records
 from local_vllm.runs.lease import Lease, lease
 from local_vllm.runs.record import RunRecord
 from local_vllm.runs.registry import Registration, published_runs
-from local_vllm.runs.serve_start import is_serve_running, running_applications
 from local_vllm.runs.threads import in_thread
-from local_vllm.serving.deploy import GATEWAY
 
 # The cluster's leases: what one run does at a time.
 LAUNCH = "launch"
@@ -167,6 +165,10 @@ class FellowTenant:
             yield await in_thread(self._serve_share)
 
     def _serve_share(self) -> ServeShare:
+        # Serve takes seconds to import, in which engines can start.
+        from local_vllm.runs.serve_start import is_serve_running, running_applications
+        from local_vllm.serving.deploy import GATEWAY
+
         if not is_serve_running():
             return ServeShare(None, is_ours=True, has_root=True)
         others = [run for run in published_runs() if run.serve_url and run.run_id != self._run_id]
