@@ -60,6 +60,7 @@ class VLLMServe:
     async def start(self) -> None:
         """Return when each of its ranks has generated. Raises EngineStartError."""
         await asyncio.to_thread(self._clear_node)
+        self._far = self._far_nodes()
         for attempt in range(LAUNCH_ATTEMPTS):
             self._launch(self._site())
             try:
@@ -114,10 +115,13 @@ class VLLMServe:
     async def _settle(self) -> None:
         """Begin to watch the processes that there are now, on every node."""
         self._here.settle()
+        await asyncio.gather(*(node.settle() for node in self._far))
+
+    def _far_nodes(self) -> list[FarNode]:
+        """The processes there start while vLLM does."""
         nodes = {slot.node_id: slot.address for rank in self._spec.placement.ranks for slot in rank.slots}
         nodes.pop(self._spec.placement.master_node_id, None)
-        self._far = [FarNode(node_id, address, self._spec.members) for node_id, address in nodes.items()]
-        await asyncio.gather(*(node.settle() for node in self._far))
+        return [FarNode(node_id, address, self._spec.members) for node_id, address in nodes.items()]
 
     def _site(self) -> command.Site:
         kind = machine.engine_kind()

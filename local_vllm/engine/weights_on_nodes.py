@@ -17,11 +17,14 @@ from local_vllm.config.vllm_serve_flags import snake_case
 from local_vllm.engine.node_processes import NodeProcess, node_processes, of_each
 from local_vllm.engine.snapshot import Snapshot, WantedModel, is_hub_id
 from local_vllm.engine.spec import DEFAULT_MODEL, Download, EngineSpec
+from local_vllm.engine.weights import default_model_folder, local_folder, provide_default_model
 from local_vllm.errors import EngineStartError
 
 Tell = Callable[[str, Download | None], Awaitable[None]]
 
 TELL_EVERY_S = 0.5
+FOUND_WITHIN_S = 60.0
+BUILDING = "building the default model"
 # What a model is wanted for: the model itself, or the flag that names it.
 MODEL, TOKENIZER, DRAFT = "model", "tokenizer", "speculative_config"
 # Ways to guess ahead without a model: vLLM takes these words in the model's place.
@@ -29,7 +32,7 @@ _NO_DRAFT_MODELS = ("ngram", "[ngram]", "suffix")
 
 
 async def provide_weights(spec: EngineSpec, tell: Tell) -> tuple[str, EngineSpec]:
-    """Have the files of the engine's models on all its nodes.
+    """Have the files of the engine's models on all its nodes. Called on the node of its rank 0.
 
     vLLM is handed folders: by a Hub id it asks the Hub again for what it has, and fails when nobody answers.
 
@@ -42,12 +45,36 @@ async def provide_weights(spec: EngineSpec, tell: Tell) -> tuple[str, EngineSpec
     Raises:
         EngineStartError: the files cannot be had; the message says where, why and what to change.
     """
-    async with node_processes(spec) as hosts:
-        folders = {
-            role: await _provide(wanted, hosts, spec.hf_home / "hub", tell)
-            for role, wanted in wanted_models(spec).items()
-        }
-        return folders[MODEL], with_folders(spec, folders)
+    folders = await _folders_here(spec, tell)
+    if folders is None:
+        async with node_processes(spec) as hosts:
+            folders = {
+                role: await _provide(wanted, hosts, spec.hf_home / "hub", tell)
+                for role, wanted in wanted_models(spec).items()
+            }
+    return folders[MODEL], with_folders(spec, folders)
+
+
+async def _folders_here(spec: EngineSpec, tell: Tell) -> dict[str, str] | None:
+    """The folders where this node is the only one and has them all: no process has to be started for that.
+
+    With a disk that does not answer it is left to such a process, which can be killed.
+    """
+    if len(spec.placement.gpus_by_node) > 1:
+        return None
+    folders: dict[str, str] = {}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(FOUND_WITHIN_S):
+            for role, wanted in wanted_models(spec).items():
+                if wanted.model == DEFAULT_MODEL:
+                    await tell(BUILDING, None)
+                    folder = str(default_model_folder())
+                    await asyncio.to_thread(provide_default_model, folder)
+                elif (folder := await asyncio.to_thread(local_folder, wanted.model)) is None:
+                    return None
+                folders[role] = folder
+            return folders
+    return None
 
 
 def wanted_models(spec: EngineSpec) -> dict[str, WantedModel]:
@@ -98,7 +125,7 @@ async def _provide(wanted: WantedModel, hosts: Sequence[NodeProcess], cache: Pat
 
 
 async def _build_default_model(hosts: Sequence[NodeProcess], tell: Tell) -> str:
-    await tell("building the default model", None)
+    await tell(BUILDING, None)
     folder = await hosts[0].ask("default_model_folder")
     groups = await _sharing(hosts, str(Path(folder).parent))
     await of_each([group[0] for group in groups], lambda host: host.ask("build_default_model", folder))

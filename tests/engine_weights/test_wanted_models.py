@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from local_vllm.engine import weights_on_nodes
 from local_vllm.engine.hub import HubAccess
 from local_vllm.engine.hub_variables import for_an_engine, hub_variables
 from local_vllm.engine.snapshot import WantedModel, is_hub_id
-from local_vllm.engine.spec import Download, EngineSpec
+from local_vllm.engine.spec import DEFAULT_MODEL, Download, EngineSpec
 from local_vllm.engine.weights import NodeWeights
-from local_vllm.engine.weights_on_nodes import groups_by_sight, total_of, wanted_models, with_folders
+from local_vllm.engine.weights_on_nodes import (
+    BUILDING,
+    groups_by_sight,
+    provide_weights,
+    total_of,
+    wanted_models,
+    with_folders,
+)
 from local_vllm.plan.cluster import Cluster, Node
 from local_vllm.plan.placement import plan_placements
 from local_vllm.plan.topology import PackStrategy, Topology
@@ -157,3 +167,69 @@ def test_a_probe_is_seen_and_taken_away_again(tmp_path: Path, monkeypatch: pytes
     node.take_probe()
     assert node.sees([probe], 0.0) == [probe]
     assert list((tmp_path / "hub").iterdir()) == []
+
+
+class Asked(Exception):
+    """A process was asked for on a node."""
+
+
+@pytest.fixture
+def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(spec: EngineSpec) -> None:
+        raise Asked
+
+    monkeypatch.setattr(weights_on_nodes, "node_processes", asked)
+
+
+async def provided(spec: EngineSpec) -> tuple[str, EngineSpec, list[str]]:
+    told: list[str] = []
+
+    async def tell(doing: str, download: Download | None) -> None:
+        told.append(doing)
+
+    folder, handed = await provide_weights(spec, tell)
+    return folder, handed, told
+
+
+@pytest.mark.usefixtures("no_processes")
+async def test_folders_of_the_engines_only_node_are_found_without_a_process(tmp_path: Path) -> None:
+    model, draft = tmp_path / "model", tmp_path / "draft"
+    model.mkdir()
+    draft.mkdir()
+    wanted = spec(speculative_config={"model": str(draft), "num_speculative_tokens": 2})
+    folder, handed, _ = await provided(replace(wanted, model=str(model)))
+    assert folder == str(model)
+    assert handed.vllm_serve_kwargs["speculative_config"]["model"] == str(draft)
+
+
+@pytest.mark.usefixtures("no_processes")
+async def test_the_default_model_is_built_without_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(weights_on_nodes, "provide_default_model", built.append)
+    folder, _, told = await provided(replace(spec(), model=DEFAULT_MODEL))
+    assert built == [folder] == [str(tmp_path / "local_vllm" / DEFAULT_MODEL)]
+    assert told == [BUILDING]
+
+
+@pytest.mark.usefixtures("no_processes")
+@pytest.mark.parametrize("model", ["org/model", "/no/such/folder"])
+async def test_what_is_no_folder_here_is_asked_of_a_process(model: str) -> None:
+    with pytest.raises(Asked):
+        await provided(replace(spec(), model=model))
+
+
+@pytest.mark.usefixtures("no_processes")
+async def test_a_disk_that_does_not_answer_is_left_to_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_on_nodes, "FOUND_WITHIN_S", 0.1)
+    monkeypatch.setattr(weights_on_nodes, "local_folder", lambda model: time.sleep(0.5))
+    with pytest.raises(Asked):
+        await provided(replace(spec(), model="/silent/disk"))
+
+
+@pytest.mark.usefixtures("no_processes")
+async def test_with_several_nodes_each_is_asked(tmp_path: Path) -> None:
+    nodes = Cluster(tuple(Node(name, name, 4, 4, 64.0, 64.0) for name in ("n1", "n2")))
+    (placement,) = plan_placements(nodes, [Topology("policy_model", 1, 8, 1, PackStrategy.SPAN)])
+    with pytest.raises(Asked):
+        await provided(replace(spec(), model=str(tmp_path), placement=placement))
