@@ -26,6 +26,8 @@ Tell = Callable[[str, bool], None]
 WAIT_DEADLINE_S = 1800.0
 ANSWER_DEADLINE_S = 10.0
 LOOK_AGAIN_S = 0.3
+# The process behind a new lease takes a second to start, and is not waited for.
+SURE_S = 5.0
 
 
 class LeaseHolder:
@@ -41,14 +43,17 @@ class LeaseHolder:
 
 
 class Lease:
-    """A lease that this process has taken."""
+    """A lease that this process has taken. `sure_s`: for how long nobody can have taken it away."""
 
-    def __init__(self, name: str, actor: ActorHandle) -> None:
+    def __init__(self, name: str, actor: ActorHandle, sure_s: float) -> None:
         self._name = name
         self._actor = actor
+        self._sure_until = time.monotonic() + sure_s
 
     async def check(self) -> None:
         """Raise RunError when the lease is lost: another run may be at work."""
+        if time.monotonic() < self._sure_until:
+            return
         with contextlib.suppress(TimeoutError):
             try:
                 await asyncio.wait_for(_state(self._actor), ANSWER_DEADLINE_S)
@@ -70,7 +75,7 @@ async def lease(name: str, holder: str, *, hold_s: float, tell: Tell) -> AsyncIt
     """
     actor = await _acquired(name, holder, hold_s, tell)
     try:
-        yield Lease(name, actor)
+        yield Lease(name, actor, min(SURE_S, hold_s))
     finally:
         await in_thread(lambda: _killed(actor))
 

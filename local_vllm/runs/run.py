@@ -163,10 +163,12 @@ class Run:
             applications=names,
             servers=server_records(self.config, []),
         )
-        async with self.tenant.planning(self.record, topologies(self.config)) as placements:
-            specs = engine_specs(self.config, placements, self.record.run_id, Path(self.record.logs))
-            self._keep(servers=server_records(self.config, specs))
-        async with owned_engines(specs) as engines:
+        async with AsyncExitStack() as stack:
+            async with self.tenant.planning(self.record, topologies(self.config)) as placements:
+                specs = engine_specs(self.config, placements, self.record.run_id, Path(self.record.logs))
+                self._keep(servers=server_records(self.config, specs))
+                # Their processes start while others are told of the plan.
+                engines = await stack.enter_async_context(owned_engines(specs))
             launching = launch_engines(engines, lambda: self.tenant.launching(len(engines)))
             recoveries = [Recovery(engine, self.tenant, partial(self._on_status, engine)) for engine in engines]
             tasks = [asyncio.create_task(recovery.keep_up()) for recovery in recoveries]
