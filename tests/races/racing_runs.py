@@ -36,6 +36,16 @@ def racers(
         yield runs
 
 
+@contextmanager
+def one_run(cluster: JoinedRay, home: Path, *words: str) -> Iterator[NgRun]:
+    """A run of its own on the cluster; ended in any case."""
+    run = NgRun([*words, f"++ray_address={cluster.address}"], home, environment=cluster.environment)
+    try:
+        yield run
+    finally:
+        run.end()
+
+
 def settled(run: NgRun) -> bool:
     run.processes()
     return READY in run.text() or run.process.poll() is not None

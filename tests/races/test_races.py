@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from engine_answers import SERVER
 from joined_ray import JoinedRay
 from ng_run_process import READY, NgRun, until
-from racing_runs import SETTLED_WITHIN_S, racers, wait
+from racing_runs import SETTLED_WITHIN_S, one_run, racers, wait
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -132,6 +133,20 @@ def test_a_name_that_another_run_serves_is_refused_with_its_holder(stand_in_clus
             holder = first.record()
             assert f"same: served on this cluster by run {holder['run_id']} (pid {holder['pid']} on " in second.text()
         assert models(first) == ["local-vllm-default"]
+
+
+def test_the_engines_of_a_run_take_their_gpus_side_by_side(stand_in_cluster: JoinedRay, tmp_path: Path) -> None:
+    """Neither asks for any before the other one has been launched too."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(SERVER.format(name=name, key="dummy", size=2))
+    variables = "responses_api_models.local_vllm_model.vllm_serve_env_vars"
+    meet = [f"++{name}.{variables}.VLLM_STAND_IN_MEETS={tmp_path / 'met'}" for name in ("one", "two")]
+    with one_run(stand_in_cluster, tmp_path, "+config_paths=[one.yaml,two.yaml]", *meet) as run:
+        wait([run])
+        assert READY in run.text(), run.text()
+        assert stand_in_cluster.gpus_free() == 0
+        assert run.stop() == 0, run.text()
+    assert stand_in_cluster.gpus_free() == 4
 
 
 def test_an_engine_that_takes_other_gpus_than_planned_has_failed(stand_in_cluster: JoinedRay, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import ray
 from ray.util.placement_group import placement_group
@@ -23,6 +24,8 @@ def main() -> None:
         parser.add_argument(name, type=int, default=1)
     parser.add_argument("--served-model-name")
     told, _ = parser.parse_known_args()
+    if folder := os.environ.get("VLLM_STAND_IN_MEETS"):
+        meet(Path(folder), told.port)
     ray.init(log_to_driver=False, configure_logging=False)
     more = int(os.environ.get("VLLM_STAND_IN_TAKES_MORE", "0"))
     groups = take_gpus(told.data_parallel_size, told.tensor_parallel_size + more)
@@ -31,6 +34,14 @@ def main() -> None:
         ray.get(group.ready())
     print("placed", flush=True)
     serve(told.port, told.served_model_name)
+
+
+def meet(folder: Path, port: int) -> None:
+    """Go on when another one has come here too."""
+    folder.mkdir(exist_ok=True)
+    (folder / str(port)).touch()
+    while len(os.listdir(folder)) < 2:
+        time.sleep(0.1)
 
 
 def take_gpus(ranks: int, size: int) -> list:
