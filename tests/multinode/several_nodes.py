@@ -15,7 +15,7 @@ import psutil
 import pytest
 from engine_answers import WEATHER
 from namespace_cluster import DEAD_PROXY, HEAD, NamespaceCluster, Node
-from ng_run_process import NgRun, command_line, running
+from ng_run_process import NgRun, command_line, running, until
 
 MODEL = "local-vllm-default"
 # Twenty processes that each import vLLM share the cores of one machine.
@@ -176,8 +176,7 @@ def check_ranks_worked(nodes: SeveralNodes) -> None:
 
 def check_placement(nodes: SeveralNodes) -> None:
     """Every process of every engine is on the node that the plan says, and each engine on its own nodes."""
-    seen = {node.address: processes_of_engines(node) for node in nodes.cluster.nodes.values()}
-    expected: dict[str, Counter[str]] = {address: Counter() for address in seen}
+    expected: dict[str, Counter[str]] = {node.address: Counter() for node in nodes.cluster.nodes.values()}
     for server, engine in nodes.engines.items():
         ranks = nodes.placed(server)
         gpus: Counter[str] = Counter()
@@ -190,7 +189,8 @@ def check_placement(nodes: SeveralNodes) -> None:
         master = ranks[0][0][0]
         expected[master].update(["host", "server"])
         assert nodes.engine_url(server).startswith(f"http://{master}:"), server
-    assert {address: Counter(map(kind_of, found)) for address, found in seen.items()} == expected
+    # A process that is just being started has its parent's name.
+    assert until(lambda: kinds_by_node(nodes) == expected, 10), f"{kinds_by_node(nodes)} instead of {expected}"
     assert not expected[nodes.cluster.head.address], "the head node has no GPUs"
 
 
@@ -237,6 +237,11 @@ def processes_of_engines(node: Node) -> list[psutil.Process]:
         if kind_of(process):
             found.append(process)
     return found
+
+
+def kinds_by_node(nodes: SeveralNodes) -> dict[str, Counter[str]]:
+    kinds = {node.address: map(kind_of, processes_of_engines(node)) for node in nodes.cluster.nodes.values()}
+    return {address: Counter(filter(None, found)) for address, found in kinds.items()}
 
 
 def kind_of(process: psutil.Process) -> str | None:
