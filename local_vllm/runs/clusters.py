@@ -51,7 +51,12 @@ async def run_cluster(config: RunConfig, record: RunRecord, meanwhile: Callable[
     )
     async with entered_in_thread(starting) as private:
         os.environ.update(private.environment)
-        address, _ = await asyncio.gather(in_thread(private.address), in_thread(meanwhile))
+        doing = asyncio.create_task(in_thread(meanwhile))
+        try:
+            address = await in_thread(private.address)
+        finally:
+            await asyncio.wait([doing])
+        doing.result()
         async with connected(address):
             yield RunCluster(address, private.guard)
 
