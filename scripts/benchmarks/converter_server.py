@@ -17,9 +17,8 @@ from local_vllm.serving.vllm_model import VLLMModel
 
 def main() -> None:
     port, engine_url, training = int(sys.argv[1]), sys.argv[2], "training" in sys.argv[3:]
-    settings = VLLMModelSettings(
-        base_url=f"{engine_url}/v1", model="stand-in", return_token_id_information=training
-    )
+    of_training = {"return_token_id_information": True, "response_store": "none"} if training else {}
+    settings = VLLMModelSettings(base_url=f"{engine_url}/v1", model="stand-in", **of_training)
     application = VLLMModel("policy_model", settings, Replica(secrets.token_bytes(32)))
     settle_memory()
     uvicorn.run(

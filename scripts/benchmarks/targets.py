@@ -15,13 +15,15 @@ from local_vllm.cluster.machine import free_ports
 
 PASS_THROUGH, CONVERTER, WHOLE_PATH, GATEWAY, ENGINE = "pass-through", "converter", "whole path", "gateway", "engine"
 PLAIN, TRAINING = "policy_model", "training_model"
+# Servers of configs/vllm_model.yaml and vllm_model_for_training.yaml, with the settings of these that concern speed.
 CONFIG = """\
 policy_model:
   responses_api_models:
     vllm_model: {{base_url: "{engine}/v1", model: stand-in}}
 training_model:
   responses_api_models:
-    vllm_model: {{base_url: "{engine}/v1", model: stand-in, return_token_id_information: true}}
+    vllm_model:
+      {{base_url: "{engine}/v1", model: stand-in, return_token_id_information: true, response_store: none}}
 """
 
 
