@@ -37,7 +37,7 @@ class _Answer(Struct, gc=False):
 
 
 class _Asked(Struct, gc=False):
-    logprobs: int | None = None
+    logprobs: Any = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -95,8 +95,12 @@ class CompletionEvents(ResponseEvents):
 
 
 def _most(body: bytes) -> int:
-    """How many alternatives were asked for. vLLM adds the token itself to them here, and to chat's it does not."""
-    return _decode_asked(body).logprobs or 0
+    """How many alternatives were asked for: none with what is no number, if the engine takes that at all.
+
+    vLLM adds the token itself to them here, and to chat's it does not.
+    """
+    most = _decode_asked(body).logprobs
+    return most if type(most) is int else 0
 
 
 def _as_chat(answer: _Answer, kind: str, most: int) -> dict[str, Any]:

@@ -25,10 +25,10 @@ CONCURRENT_CALLS = 1000
 ASK_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
 # The answer may reach a client, and the client another replica, before what was answered is here.
-LATE_S = 0.5
+LATE_S = 1.0
 LOOK_AGAIN_S = 0.02
 # Writes are gathered for so long: a call of the actor costs as much as answering several requests.
-GATHER_S = 0.05
+GATHER_S = 0.02
 # What one replica may hold of writes that the store has not taken.
 MAX_WAITING_BYTES = 64 << 20
 

@@ -183,7 +183,7 @@ def test_log_probabilities_are_asked_for_when_they_are_wanted(wanted) -> None:
 def test_as_many_alternatives_come_back_as_were_asked_for_the_likeliest_first() -> None:
     convert = converter()
     logprobs = {"tokens": [" w"], "token_logprobs": [-3.5], "top_logprobs": [{" w": -3.5, "a": -0.5, "b": -0.25}]}
-    for most, expected in ((0, []), (1, ["b"]), (2, ["b", "a"])):
+    for most, expected in ((0, []), (1, ["b"]), (2, ["b", "a"]), ({"no": "number"}, []), (True, [])):
         request = {"messages": [], "logprobs": True, "top_logprobs": most}
         call = convert.chat_passthrough(json.dumps(request).encode(), "base")
         answer = json.loads(convert.to_response(call, completion(logprobs=logprobs)).body)

@@ -189,7 +189,7 @@ def test_a_signal_lets_what_is_in_flight_finish_and_says_how_to_go_on(
     assert "Stopping: 5 rollouts in flight" in said
     assert "rollouts are not done yet; the same command with +resume_from_cache=true goes on." in said
     done = json.loads(Paths(output).summary.read_text())["done"]
-    assert done == len(written(output)) and done % 5 == 0
+    assert done == len(written(output)) and 10 <= done < 200
 
 
 def test_a_pipe_that_nobody_reads_any_more_costs_neither_the_grace_nor_the_summary(
@@ -206,7 +206,7 @@ def test_a_pipe_that_nobody_reads_any_more_costs_neither_the_grace_nor_the_summa
     finally:
         process.kill()
     done = json.loads(Paths(output).summary.read_text())["done"]
-    assert done == len(written(output)) and done % 5 == 0
+    assert done == len(written(output)) and 10 <= done < 200
 
 
 def test_a_second_signal_cuts_what_is_in_flight_off(served: AgentProcess, tmp_path: Path, output: Path) -> None:

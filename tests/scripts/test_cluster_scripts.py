@@ -134,7 +134,7 @@ def test_a_host_that_ssh_cannot_reach_ends_the_script(tmp_path: Path):
     done = run(SSH, "--hosts", "a,b", "true", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 1
     assert "ssh: no route" in done.stderr
-    assert "ended with status 255 before the cluster was up" in done.stderr
+    assert "ended with status 255" in done.stderr, "of the head, or of the other host: whichever was seen first"
 
 
 # What a host makes of itself.
