@@ -4,7 +4,6 @@ process; who calls the engine, and what happens when it does not answer, is left
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from local_vllm.protocol.doubts import doubts_of, token_doubt
 from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, read_engine_error
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
+from local_vllm.protocol.keys import unpredictable_keys
 from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
 from local_vllm.protocol.limits import check_items, check_messages
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
@@ -61,13 +61,13 @@ class Converter:
         settings: ConverterSettings,
         *,
         clock: Callable[[], float] = time.time,
-        new_key: Callable[[], str] = lambda: os.urandom(16).hex(),
+        new_key: Callable[[], str] | None = None,
         render: Render | None = None,
     ) -> None:
         """`render` applies a chat template, for base models that are asked through /v1/completions."""
         self._settings = settings
         self._clock = clock
-        self._new_key = new_key
+        self._new_key = new_key or unpredictable_keys().__next__
         server = raw_fields(settings.extra_body)
         if settings.chat_template_kwargs:
             server = overlay(server, raw_fields({"chat_template_kwargs": settings.chat_template_kwargs}))

@@ -7,7 +7,7 @@ ends whose engine dies to `calls`.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,12 +48,16 @@ class EngineAnswer(NamedTuple):
 
 
 class EngineStream(NamedTuple):
-    """An answer of an engine whose body arrives in pieces."""
+    """An answer of an engine whose body arrives in pieces.
+
+    `verdict` tells why the engine is gone, if that comes out within a moment.
+    """
 
     status: int
     content_type: str
     chunks: AsyncIterator[bytes]
     retry_after: str | None = None
+    verdict: Callable[[], Awaitable[LocalVLLMError | None]] | None = None
 
 
 class NoConnection(Exception):
@@ -147,7 +151,7 @@ class EngineClient:
                 answer = await call.until(stack.enter_async_context(opening))
                 if answer.status >= 500:
                     await self._unless_it_died(call)
-                yield answer._replace(chunks=self._read(answer.chunks, call))
+                yield answer._replace(chunks=self._read(answer.chunks, call), verdict=call.verdict)
         except (NoConnection, ConnectionBroken, TimeoutError) as error:
             raise await self._explained(call, error) from error
         finally:

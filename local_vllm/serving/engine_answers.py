@@ -64,6 +64,7 @@ class EngineAnswers:
                 return self._failed(call, engine, await _whole_body(engine), to, keep)
             answer = self._new_stream(engine, call, to, keep)
             if refused := await answer.open():
+                await _unless_it_died(engine, refused)
                 return self._failed(call, refused, refused.body, to, keep)
             chunks = answer.chunks()
             stack.push_async_callback(chunks.aclose)
@@ -126,6 +127,12 @@ class EngineAnswers:
 
 def _content_type(value: str) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"content-type", value.encode("latin-1")),)
+
+
+async def _unless_it_died(engine: EngineStream, refused: Refused) -> None:
+    """An engine that dies may say so in its streams first. Raises what became of it."""
+    if refused.status >= 500 and engine.verdict is not None and (died := await engine.verdict()) is not None:
+        raise died
 
 
 async def _whole_body(answer: EngineStream) -> bytes:

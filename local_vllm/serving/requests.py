@@ -91,8 +91,9 @@ class Request:
     async def json_body(self) -> bytes:
         """The bytes of a body that says it is JSON. Raises RequestError (408, 413, 415) and ClientGone."""
         self._check_headers()
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(self.limits.body_timeout_s, self._give_up_on_body)
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
+        self._timer = loop.call_later(self.limits.body_timeout_s, self._give_up_on_body)
         try:
             body = await self._whole_body()
         except asyncio.CancelledError:
@@ -102,7 +103,7 @@ class Request:
             raise RequestError(message, status=408, code="request_timeout") from None
         finally:
             self._timer.cancel()
-        self.watch_client()
+        self._timer = loop.call_later(WATCH_AFTER_S, self._begin_to_watch)
         return body
 
     def _give_up_on_body(self) -> None:

@@ -28,7 +28,7 @@ CLOSE_DEADLINE_S = 5.0
 LATE_S = 1.0
 LOOK_AGAIN_S = 0.02
 # Writes are gathered for so long: a call of the actor costs as much as answering several requests.
-GATHER_S = 0.02
+GATHER_S = 0.05
 # What one replica may hold of writes that the store has not taken.
 MAX_WAITING_BYTES = 64 << 20
 

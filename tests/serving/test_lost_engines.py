@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from chat_events import HeldEngine, said, started
+from chat_events import DONE, HeldEngine, failure, said, started
 from servers_under_test import SECRET
 from stand_in_engine import MODEL, StandInEngine, closed_port, serving
 
@@ -131,6 +131,17 @@ async def test_requests_in_flight_end_at_once_with_a_503_that_says_when_to_ask_a
     assert {(each.status, each.error["code"], each.headers["retry-after"]) for each in answers} == {
         (503, "engine_lost", "5")
     }
+
+
+async def test_a_stream_of_which_a_dying_engine_sends_an_error_alone_is_a_503(held: HeldEngine) -> None:
+    held.say([failure("EngineCore encountered an issue", 500), DONE])
+    source = OneEngine(held.base_url)
+    async with serving(server(source)) as address:
+        asking = asyncio.create_task(ask(address, stream=True))
+        await asyncio.sleep(0.3)
+        source.dies()
+        answer = await asking
+    assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "engine_lost", "5")
 
 
 async def test_a_stream_ends_in_failed_and_keeps_what_was_said(held: HeldEngine) -> None:
