@@ -47,7 +47,7 @@ def token_doubt(found: Tokens | NoTokens, usage: Usage | None) -> Doubt | None:
     if isinstance(found, NoTokens):
         remedy = "Ensure that the engine's /tokenize is accessible, and check vLLM's version"
         return Doubt("tokens", f"Token ids were asked for and are missing: {found.reason}. {remedy}")
-    counted = (count(found.prompt), count(found.generation))
+    counted = (count(found.prompt), found.generated)
     expected = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else counted
     if counted == expected:
         return None

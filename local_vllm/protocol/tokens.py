@@ -16,11 +16,12 @@ _TOKEN_ID = "token_id:"
 
 
 class Tokens(Struct, frozen=True):
-    """A turn's tokens as JSON arrays: ids as integers, one log probability for each generated token."""
+    """A turn's tokens as JSON arrays: ids as integers, one log probability for each of the `generated` tokens."""
 
     prompt: Raw
     generation: Raw
     log_probs: Raw
+    generated: int
 
 
 class NoTokens(Struct, frozen=True):
@@ -73,14 +74,15 @@ def _checked(
 ) -> Tokens | NoTokens:
     if generation is None:
         return NoTokens("the engine returned no token ids for what it generated")
-    if count(generation) != listed:
-        return NoTokens(f"the engine returned {count(generation)} token ids but {listed} log probabilities")
+    generated = count(generation)
+    if generated != listed:
+        return NoTokens(f"the engine returned {generated} token ids but {listed} log probabilities")
     if b"null" in log_probs:
         return NoTokens("the engine returned a log probability that is no number")
     prompt = _prompt(inline, tokenized)
     if prompt is None:
         return NoTokens("the engine returned no token ids for the prompt", prompt_only=True)
-    return Tokens(prompt, generation, Raw(log_probs))
+    return Tokens(prompt, generation, Raw(log_probs), generated)
 
 
 class StreamedTokens:
@@ -125,7 +127,8 @@ def _join(arrays: bytearray, array: bytes) -> None:
 def count(array: Raw) -> int:
     """How many numbers a JSON array holds."""
     text = bytes(array)
-    return text.count(b",") + 1 if text.strip(b"[] \n\t\r") else 0
+    commas = text.count(b",")
+    return commas + 1 if commas or text.strip(b"[] \n\t\r") else 0
 
 
 def tokenize_body(chat_body: bytes) -> bytes:
