@@ -162,7 +162,7 @@ def _target(mount: Mount, make: Callable[[], object], replicas: int, on_head: bo
         graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
         graceful_shutdown_wait_loop_s=0.2,
         # A line for each request costs as much as converting it; /metrics counts them.
-        logging_config={"enable_access_log": False},
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
         ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: RESOURCE_SHARE} if on_head else {}},
     )
     @serve.ingress(application)

@@ -175,13 +175,17 @@ def check_ranks_worked(nodes: SeveralNodes) -> None:
 
 
 def check_placement(nodes: SeveralNodes) -> None:
-    """Every process of every engine is on the node that the plan says, and each engine on its own nodes."""
+    """Every process of every engine is on the node that the plan says, and each engine on its own nodes.
+
+    There is an engine core for each rank. It needs no GPU, and Ray may put it on any node.
+    """
+    cores = 0
     expected: dict[str, Counter[str]] = {node.address: Counter() for node in nodes.cluster.nodes.values()}
     for server, engine in nodes.engines.items():
         ranks = nodes.placed(server)
         gpus: Counter[str] = Counter()
         for rank in ranks:
-            expected[rank[0][0]]["core"] += 1
+            cores += 1
             for address, count in rank:
                 gpus[address] += count
                 expected[address]["worker"] += count
@@ -190,7 +194,7 @@ def check_placement(nodes: SeveralNodes) -> None:
         expected[master].update(["host", "server"])
         assert nodes.engine_url(server).startswith(f"http://{master}:"), server
     # A process that is just being started has its parent's name.
-    assert until(lambda: kinds_by_node(nodes) == expected, 10), f"{kinds_by_node(nodes)} instead of {expected}"
+    assert until(lambda: kinds_by_node(nodes) == (expected, cores), 10), f"{kinds_by_node(nodes)} is not {expected}"
     assert not expected[nodes.cluster.head.address], "the head node has no GPUs"
 
 
@@ -239,9 +243,11 @@ def processes_of_engines(node: Node) -> list[psutil.Process]:
     return found
 
 
-def kinds_by_node(nodes: SeveralNodes) -> dict[str, Counter[str]]:
+def kinds_by_node(nodes: SeveralNodes) -> tuple[dict[str, Counter[str]], int]:
+    """How many processes of each kind are on each node, and how many engine cores on all of them."""
     kinds = {node.address: map(kind_of, processes_of_engines(node)) for node in nodes.cluster.nodes.values()}
-    return {address: Counter(filter(None, found)) for address, found in kinds.items()}
+    found = {address: Counter(filter(None, each)) for address, each in kinds.items()}
+    return found, sum(each.pop("core", 0) for each in found.values())
 
 
 def kind_of(process: psutil.Process) -> str | None:
