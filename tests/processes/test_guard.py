@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
+from process_facts import gone, until
 
 from local_vllm.processes import tree
 from local_vllm.processes.guarded import Guarded
@@ -27,19 +27,6 @@ grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60
 print(segment.name, grandchild.pid, flush=True)
 time.sleep(600)
 """
-
-
-def until(fact: Callable[[], bool], deadline_s: float = 10.0) -> bool:
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if fact():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def gone(pid: int) -> bool:
-    return tree.start_time(pid) is None
 
 
 class Stubborn:

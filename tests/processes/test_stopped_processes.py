@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from process_facts import gone, until
 
 from local_vllm.processes import guard, tree
 from local_vllm.processes.guarded import Guarded
@@ -27,19 +28,6 @@ guarded = Guarded(["sleep", "600"], env=os.environ, log_path=Path(sys.argv[1]), 
 print(guarded.pid, flush=True)
 time.sleep(600)
 """
-
-
-def until(fact: Callable[[], bool], deadline_s: float = 10.0) -> bool:
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if fact():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def gone(pid: int) -> bool:
-    return tree.start_time(pid) is None
 
 
 @dataclass(frozen=True)
