@@ -96,11 +96,7 @@ class _Conversation:
         for item in earlier:
             self._item(item, "previous_response_id")
         for position, item in enumerate(given):
-            reader = _READERS.get(item.type)  # type: ignore[arg-type]
-            if reader is not None:
-                reader(self, item, f"input[{position}]")
-            else:
-                self._item(item, f"input[{position}]")
+            self._item(item, f"input[{position}]")
         self._check_all_answered()
         if self.history.reasoning == "text":
             self._move_reasoning_into_text()
