@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import socket
+from collections.abc import Container
 from pathlib import Path
 from typing import Literal
 
@@ -60,14 +61,13 @@ def is_port_free(host: str, port: int) -> bool:
     return True
 
 
-def free_ports(count: int, host: str = "0.0.0.0") -> list[int]:
+def free_ports(count: int, host: str = "0.0.0.0", *, apart_from: Container[int] = ()) -> list[int]:
     """`count` different ports on which nobody listens, away from the ranges that Ray, Serve and the kernel use.
 
     Raises:
         ClusterError: not so many are free.
     """
-    low, high = ephemeral_ports()
-    candidates = [port for ports in PORT_RANGES for port in ports if not low <= port <= high]
+    candidates = [port for port in _our_ports() if port not in apart_from]
     random.shuffle(candidates)
     found: list[int] = []
     for port in candidates:
@@ -78,6 +78,25 @@ def free_ports(count: int, host: str = "0.0.0.0") -> list[int]:
     if len(found) < count:
         raise ClusterError(f"{count} free ports were needed between 20000 and 32767, {len(found)} were found")
     return found
+
+
+def port_block(size: int) -> range:
+    """`size` ports in a row, away from the same ranges, for one who passes over those of them that are taken.
+
+    Raises:
+        ClusterError: the kernel's own ports leave no such row.
+    """
+    ours = frozenset(_our_ports())
+    starts = [port for port in ours if port + size - 1 in ours and ours.issuperset(range(port, port + size))]
+    if not starts:
+        raise ClusterError(f"{size} ports in a row were needed between 20000 and 32767; the kernel hands them out itself")
+    first = random.choice(starts)
+    return range(first, first + size)
+
+
+def _our_ports() -> list[int]:
+    low, high = ephemeral_ports()
+    return [port for ports in PORT_RANGES for port in ports if not low <= port <= high]
 
 
 def ephemeral_ports() -> tuple[int, int]:

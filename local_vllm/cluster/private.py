@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_vllm.cluster import machine, serve_settings
+from local_vllm.cluster import serve_settings
 from local_vllm.errors import ClusterError
 from local_vllm.processes.guarded import Guarded
 
@@ -53,9 +53,7 @@ def private_cluster(
     token_path = run_dir / "ray_token"
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
-    environment = serve_settings.ray_environment(token_path) | serve_settings.serve_environment(
-        run_dir, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count(), machine.open_files()
-    )
+    environment = serve_settings.ray_environment(token_path) | serve_settings.serve_environment_here(run_dir)
     options: dict[str, object] = {"num_cpus": cpus, "_temp_dir": str(run_dir / "ray")}
     if logical_gpus is not None:
         options |= {"num_gpus": logical_gpus, "object_store_memory": OBJECT_STORE_BYTES_WITHOUT_GPU}

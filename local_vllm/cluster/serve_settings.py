@@ -9,24 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-# What `ports` of `serve_environment` are for, in this order.
-PORTS_NEEDED = 5
+from local_vllm.cluster import machine
+
+# What `ports` of `serve_environment` are for, in this order, and how many replicas a node can have.
+PORTS_NEEDED = 4
+REPLICA_PORTS = 500
 MAX_CONNECTIONS = 32_768
 SPARE_FILES = 1000
 
 
-def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int, open_files: int) -> dict[str, str]:
+def serve_environment_here(run_dir: Path) -> dict[str, str]:
+    """Serve's variables for a cluster whose head is this machine: see `serve_environment`."""
+    replicas = machine.port_block(REPLICA_PORTS)
+    ports = machine.free_ports(PORTS_NEEDED, apart_from=replicas)
+    return serve_environment(run_dir, ports, replicas, machine.cpu_count(), machine.open_files())
+
+
+def serve_environment(
+    run_dir: Path, ports: Sequence[int], replicas: range, cpus: int, open_files: int
+) -> dict[str, str]:
     """Serve's variables: HAProxy in front, replicas reached directly, all files and fixed ports private to the run.
 
     Args:
         run_dir: a folder of this run or cluster alone; HAProxy's sockets and configuration go below it. Its path has
             at most 20 bytes: Serve adds 57 for a node, and HAProxy takes sockets' names up to 97.
         ports: `PORTS_NEEDED` free ports.
+        replicas: the ports that replicas take, each the first that is free.
         cpus: cores of this machine.
         open_files: how many files a process on this machine may open.
     """
     haproxy = run_dir / "ha"
-    stats, metrics, http, grpc, replicas = ports
+    stats, metrics, http, grpc = ports
     return {
         # The default proxy is a Python process: about forty times the CPU time per request.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -50,8 +63,8 @@ def serve_environment(run_dir: Path, ports: Sequence[int], cpus: int, open_files
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
         # Two clusters on one machine would both begin at 30000.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + 500),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
         # A machine that is busy with an engine's start may need more than three attempts at a replica.
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "20",
         # Three failed checks and a start: how long nobody listens when HAProxy, or what starts it, has been killed.

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from local_vllm.cluster import machine, serve_settings
+from local_vllm.cluster import serve_settings
 from local_vllm.cluster.head_node import HeadNode, head_node
 from local_vllm.config.schema import GlobalSettings
 from local_vllm.errors import ClusterError, ConfigError, RunError
@@ -69,9 +69,7 @@ def _prepare_head(folder: Path, host: str, port: int) -> dict[str, str]:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise ClusterError(f"{folder} on Ray's head node belongs to somebody else; remove it")
-    return serve_settings.serve_environment(
-        folder, machine.free_ports(serve_settings.PORTS_NEEDED), machine.cpu_count(), machine.open_files()
-    )
+    return serve_settings.serve_environment_here(folder)
 
 
 def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:

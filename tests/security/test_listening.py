@@ -77,8 +77,7 @@ def whose(process: psutil.Process, port: int, run: NgRun, variables: dict[str, s
             int(variables["RAY_SERVE_HAPROXY_METRICS_PORT"]): "HAProxy's metrics",
         }
         return names.get(port, f"HAProxy {port}")
-    first = int(variables["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
-    if first <= port <= first + 500:
+    if port in replica_range(variables):
         return "replicas"
     if port == int(variables["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]):
         return "Serve's fallback"
@@ -100,6 +99,11 @@ def whose(process: psutil.Process, port: int, run: NgRun, variables: dict[str, s
         if part in command_line(process):
             return name
     return command_line(process)[:100]
+
+
+def replica_range(variables: dict[str, str]) -> range:
+    first, last = (int(variables[f"RAY_SERVE_DIRECT_INGRESS_{end}_HTTP_PORT"]) for end in ("MIN", "MAX"))
+    return range(first, last + 1)
 
 
 def variables_of(run: NgRun) -> dict[str, str]:
@@ -151,12 +155,12 @@ def test_every_socket_stands_in_the_readme_with_who_may_reach_it(run: NgRun) -> 
 
 
 def replica_ports(run: NgRun) -> list[int]:
-    first = int(variables_of(run)["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+    ports = replica_range(variables_of(run))
     return sorted({
         each.laddr.port
         for process in run.named("ServeReplica")
         for each in process.net_connections(kind="inet")
-        if each.status == psutil.CONN_LISTEN and first <= each.laddr.port <= first + 500
+        if each.status == psutil.CONN_LISTEN and each.laddr.port in ports
     })
 
 
