@@ -53,7 +53,11 @@ def private_cluster(
     token_path = run_dir / "ray_token"
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(32))
-    environment = serve_settings.ray_environment(token_path) | serve_settings.serve_environment_here(run_dir)
+    environment = {
+        **serve_settings.ray_environment(token_path),
+        **serve_settings.serve_environment_here(run_dir),
+        **serve_settings.SHORTCUT,
+    }
     options: dict[str, object] = {"num_cpus": cpus, "_temp_dir": str(run_dir / "ray")}
     if logical_gpus is not None:
         options |= {"num_gpus": logical_gpus, "object_store_memory": OBJECT_STORE_BYTES_WITHOUT_GPU}

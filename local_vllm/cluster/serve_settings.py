@@ -6,14 +6,19 @@ Each entry says why it is not left at its default.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from local_vllm.cluster import machine
 
 # What `ports` of `serve_environment` are for, in this order, and how many replicas a node can have.
 PORTS_NEEDED = 4
 REPLICA_PORTS = 500
+# What the processes of our own applications need besides: Serve then lets ours take requests before it does.
+SHORTCUT: Mapping[str, str] = MappingProxyType({
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "local_vllm.serving.shortcut.middlewares"
+})
 MAX_CONNECTIONS = 32_768
 SPARE_FILES = 1000
 
@@ -45,6 +50,8 @@ def serve_environment(
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        # A datagram to syslog for each request otherwise, whether anybody reads it or not: now it is one in many.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:100000",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus // 2))),
         # 4096 connections are not enough for rollouts beside clients that are idle. HAProxy asks for two files for each,
         # and for a pipe to every fourth.

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from ray import serve
 
 from local_vllm.cluster.head_node import head_node
+from local_vllm.cluster.serve_settings import SHORTCUT
 from local_vllm.config.client_keys import access_problems, client_keys
 from local_vllm.config.schema import GlobalSettings, RunConfig
 from local_vllm.errors import ConfigError
@@ -62,7 +63,11 @@ async def applications(
                 await stack.enter_async_context(_removed_after(deployed, cluster, tenant))
             await in_thread(lambda: start_serve(config.settings, joined))
             stack.enter_context(deployment.stores())
-            targets = deployment.targets(deployed.gateway, deployed.serve_url, on_head=ingress.on_head)
+            # A private cluster has them; on others they are for the processes of our own applications alone.
+            variables = SHORTCUT if joined and share.is_ours else {}
+            targets = deployment.targets(
+                deployed.gateway, deployed.serve_url, on_head=ingress.on_head, variables=variables
+            )
             await in_thread(lambda: serve.run_many(targets, wait_for_applications_running=False))
             keep(deployed)
         yield deployed

@@ -83,7 +83,7 @@ class Guarded:
         if scope["type"] == "http" and not is_open(scope):
             key = _bearer(scope)
             if key is None or not self._keys.opens(key):
-                return await send_whole(refusal(key), send)
+                return await send_whole(refusal(key), send, scope)
         await self._application(scope, receive, send)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from local_vllm.errors import LocalVLLMError, RequestError
 from local_vllm.serving.replies import Reply, StreamReply, failure_reply, failure_status, logger
-from local_vllm.serving.requests import ClientGone, Limits, Receive, Request, Scope
+from local_vllm.serving.requests import REQUEST_ID, ClientGone, Limits, Receive, Request, Scope
 from local_vllm.serving.traffic import CLIENT_GONE, Traffic
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -60,7 +60,7 @@ async def _answer_http(routes: Routes, request: Request, send: Send) -> None:
         answer = await _answer(routes, request)
         if isinstance(answer, Reply):
             request.stop_watching()
-            await send_whole(answer, send)
+            await send_whole(answer, send, request.scope)
             status = answer.status
         else:
             status = await _send_stream(answer, request, send)
@@ -140,17 +140,24 @@ def path_below_root(scope: Scope) -> str:
     return path
 
 
-async def send_whole(reply: Reply, send: Send) -> None:
-    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+async def send_whole(reply: Reply, send: Send, scope: Scope) -> None:
+    headers = [*_headers(reply, scope), (b"content-length", b"%d" % len(reply.body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+def _headers(reply: Reply | StreamReply, scope: Scope) -> list[tuple[bytes, bytes]]:
+    if REQUEST_ID in scope:
+        return [*reply.headers, (b"x-request-id", scope[REQUEST_ID])]
+    return [*reply.headers]
 
 
 async def _send_stream(reply: StreamReply, request: Request, send: Send) -> int:
     """Gives the status that the answer would have had, had all been known when it began."""
     failure: Exception | None = None
     async with reply.resources:
-        await send({"type": "http.response.start", "status": reply.status, "headers": [*reply.headers]})
+        headers = _headers(reply, request.scope)
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         try:
             async for chunk in reply.chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})

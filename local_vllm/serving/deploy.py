@@ -5,7 +5,7 @@ What runs in a replica is made there, by the functions below, from settings that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from local_vllm.config.schema import (
 )
 from local_vllm.errors import ClusterError
 from local_vllm.serving.access import Access
+from local_vllm.serving.asgi import Application
 from local_vllm.serving.engine_endpoints import EngineEndpoints
 from local_vllm.serving.gateway import Gateway
 from local_vllm.serving.local_vllm_model import LocalVLLMModel
@@ -36,6 +37,7 @@ from local_vllm.serving.neighbours import Neighbours
 from local_vllm.serving.openai_model import OpenAIModel
 from local_vllm.serving.replica import Replica, settle_memory
 from local_vllm.serving.shared_store import SharedStores, store_hosts
+from local_vllm.serving.shortcut import Mounted
 from local_vllm.serving.vllm_model import VLLMModel, store_setting
 
 GATEWAY = "gateway"
@@ -90,7 +92,7 @@ class Deployment:
                 return OpenAIModel(name, settings, replica)
         raise TypeError(f"{name}: {type(config.settings).__name__} is no model server")
 
-    def app(self, name: str, serve_url: str) -> object:
+    def app(self, name: str, serve_url: str) -> Application:
         """Build one agent or resources server. Called in the replica that is to run it."""
         replica = self._replica()
         neighbours = Neighbours(
@@ -101,7 +103,7 @@ class Deployment:
         )
         return self._app(name, neighbours)
 
-    def _app(self, name: str, neighbours: Neighbours) -> object:
+    def _app(self, name: str, neighbours: Neighbours) -> Application:
         config = self._config(name)
         return load_app(config.app, config.kind)(name, config.settings, neighbours)
 
@@ -121,19 +123,26 @@ class Deployment:
     def _config(self, name: str) -> ServerConfig:
         return next(config for config in self.servers if config.name == name)
 
-    def targets(self, gateway: Mount, serve_url: str, *, on_head: bool) -> list[serve.RunTarget]:
-        """The Serve applications, ready for `serve.run_many`; with `on_head` their replicas stay on the head node."""
+    def targets(
+        self, gateway: Mount, serve_url: str, *, on_head: bool, variables: Mapping[str, str]
+    ) -> list[serve.RunTarget]:
+        """The Serve applications, ready for `serve.run_many`. With `on_head` their replicas stay on the head node;
+        `variables` are those that their processes need and the cluster does not have.
+        """
+        options = _actor_options(on_head, variables)
         targets = [
-            self._target(Mount(config.name, f"/{config.name}"), self._maker(config, serve_url), workers(config), on_head)
+            self._target(Mount(config.name, f"/{config.name}"), self._maker(config, serve_url), workers(config), options)
             for config in self.servers
         ]
         replicas = max((workers(config) for config in self.servers if config.kind == MODELS), default=1)
-        return [*targets, self._target(gateway, self.gateway, replicas, on_head)]
+        return [*targets, self._target(gateway, self.gateway, replicas, options)]
 
-    def _target(self, mount: Mount, make: Callable[[], object], replicas: int, on_head: bool) -> serve.RunTarget:
-        return _target(mount, lambda: self.access.around(make()), replicas, on_head)
+    def _target(
+        self, mount: Mount, make: Callable[[], Application], replicas: int, options: dict[str, object]
+    ) -> serve.RunTarget:
+        return _target(mount, lambda: Mounted(self.access.around(make()), mount.route), replicas, options)
 
-    def _maker(self, config: ServerConfig, serve_url: str) -> Callable[[], object]:
+    def _maker(self, config: ServerConfig, serve_url: str) -> Callable[[], Application]:
         if config.kind == MODELS:
             return partial(self.model_server, config.name)
         return partial(self.app, config.name, serve_url)
@@ -147,7 +156,14 @@ def workers(config: ServerConfig) -> int:
     return config.settings.num_workers
 
 
-def _target(mount: Mount, make: Callable[[], object], replicas: int, on_head: bool) -> serve.RunTarget:
+def _actor_options(on_head: bool, variables: Mapping[str, str]) -> dict[str, object]:
+    options: dict[str, object] = {"num_cpus": 0, "resources": {HEAD_RESOURCE: RESOURCE_SHARE} if on_head else {}}
+    return options | ({"runtime_env": {"env_vars": dict(variables)}} if variables else {})
+
+
+def _target(
+    mount: Mount, make: Callable[[], object], replicas: int, actor_options: dict[str, object]
+) -> serve.RunTarget:
     def application() -> object:
         machine.allow_files()
         made = make()
@@ -163,7 +179,7 @@ def _target(mount: Mount, make: Callable[[], object], replicas: int, on_head: bo
         graceful_shutdown_wait_loop_s=0.2,
         # A line for each request costs as much as converting it; /metrics counts them.
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
-        ray_actor_options={"num_cpus": 0, "resources": {HEAD_RESOURCE: RESOURCE_SHARE} if on_head else {}},
+        ray_actor_options=actor_options,
     )
     @serve.ingress(application)
     class Server:

@@ -17,6 +17,8 @@ from local_vllm.serving.traffic import Traffic
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+# The key of a request's scope that has the id which its answer is to tell, where nobody else tells one.
+REQUEST_ID = "local_vllm.request_id"
 # Nobody goes away within this time in a way that matters; short calls are spared a task.
 WATCH_AFTER_S = 0.1
 BODIES_RETRY_AFTER_S = 2

@@ -190,6 +190,17 @@ async def test_the_key_is_asked_for_at_the_gateway_and_at_each_replicas_own_port
 
 
 @once
+async def test_requests_take_the_short_way_past_serve_whose_answers_have_an_id_of_its_own_besides(run: NgRun) -> None:
+    headers = {"Authorization": f"Bearer {KEY}", "x-request-id": "mine"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        for path in PATHS:
+            async with session.post(run.url + path, json={"model": "m", "input": "Hello!"}) as answer:
+                assert answer.headers.getall("x-request-id") == ["mine"], path
+        async with session.get(f"http://127.0.0.1:{replica_ports(run)[0]}/-/healthz") as answer:
+            assert answer.status == 200
+
+
+@once
 async def test_a_large_body_without_a_key_is_refused_with_a_401_too(run: NgRun) -> None:
     async with aiohttp.ClientSession() as session:
         body = {"model": "m", "input": "x" * (8 << 20)}
