@@ -77,7 +77,8 @@ def _checked(
     generated = count(generation)
     if generated != listed:
         return NoTokens(f"the engine returned {generated} token ids but {listed} log probabilities")
-    if b"null" in log_probs:
+    # Of JSON's numbers and null, the last alone has this letter; one letter is found ten times as fast as a word.
+    if b"n" in log_probs:
         return NoTokens("the engine returned a log probability that is no number")
     prompt = _prompt(inline, tokenized)
     if prompt is None:
@@ -182,4 +183,4 @@ def _ids_in_names(tokens: list[_NamedToken]) -> Raw | None:
 
 
 def _log_probs(listed: list[TokenLogprob]) -> bytes:
-    return b"[" + b",".join([each.logprob for each in listed]) + b"]"
+    return _encode([each.logprob for each in listed])

@@ -113,8 +113,10 @@ class ModelServer:
             return not_ready_reply(self.name, state)
         asked = self._converter.read(body)
         wants = wanted(asked)
-        supplied = await self._lookups.supply(wants) if wants else NOTHING
-        request.hold(sum(map(len, supplied.audio)))
+        supplied = NOTHING
+        if wants:
+            supplied = await self._lookups.supply(wants)
+            request.hold(sum(map(len, supplied.audio)))
         call = self._converter.convert(asked, state.endpoints[0].model, supplied)
         keep = lambda answer: self._keep(call, supplied, body, answer)  # noqa: E731
         if call.settled is not None:

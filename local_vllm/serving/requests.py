@@ -73,7 +73,7 @@ class Request:
 
     __slots__ = (
         "scope", "limits", "headers", "client_gone", "place", "traffic",
-        "_receive", "_held", "_timer", "_watch", "_task", "_is_late",
+        "_receive", "_held", "_timer", "_watch", "_task", "_has_body", "_is_slow", "_is_late",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, limits: Limits, traffic: Traffic | None = None) -> None:
@@ -85,7 +85,7 @@ class Request:
         self.traffic = traffic
         self._receive = receive
         self._held = 0
-        self._is_late = False
+        self._has_body = self._is_slow = self._is_late = False
         self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -95,7 +95,7 @@ class Request:
         self._check_headers()
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(self.limits.body_timeout_s, self._give_up_on_body)
+        self._timer = loop.call_later(min(WATCH_AFTER_S, self.limits.body_timeout_s), self._look)
         try:
             body = await self._whole_body()
         except asyncio.CancelledError:
@@ -103,10 +103,19 @@ class Request:
                 raise
             message = f"The body did not arrive within {self.limits.body_timeout_s:g} s."
             raise RequestError(message, status=408, code="request_timeout") from None
-        finally:
+        self._has_body = True
+        if self._is_slow:
             self._timer.cancel()
-        self._timer = loop.call_later(WATCH_AFTER_S, self._begin_to_watch)
+            self._begin_to_watch()
         return body
+
+    def _look(self) -> None:
+        """One timer is enough for nearly all: their body is there by now."""
+        if self._has_body:
+            return self._begin_to_watch()
+        self._is_slow = True
+        left_s = max(0.0, self.limits.body_timeout_s - WATCH_AFTER_S)
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._give_up_on_body)
 
     def _give_up_on_body(self) -> None:
         self._is_late = True
