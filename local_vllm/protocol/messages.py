@@ -84,46 +84,54 @@ def _attach(audio: Sequence[str], messages: list[ChatMessage]) -> None:
 
 
 class _Conversation:
-    """Reads items in order. `turn` is the assistant's message, while the items are its."""
+    """Reads items in order. `turn` is the assistant's message, while the items are its; `position` is that of the item
+    that is read among those of the request, None before they begin.
+    """
 
     def __init__(self, history: History) -> None:
         self.messages: list[ChatMessage] = []
         self.turn: ChatMessage | None = None
         self.answered: dict[str, bool] = {}  # call id -> whether its output was seen
         self.history = history
+        self.position: int | None = None
 
     def read(self, earlier: Sequence[InputItem], given: list[InputItem]) -> list[ChatMessage]:
         for item in earlier:
-            self._item(item, "previous_response_id")
-        for position, item in enumerate(given):
-            self._item(item, f"input[{position}]")
+            self._item(item)
+        for self.position, item in enumerate(given):
+            self._item(item)
         self._check_all_answered()
         if self.history.reasoning == "text":
             self._move_reasoning_into_text()
         return self.messages
 
-    def _item(self, item: InputItem, where: str) -> None:
+    @property
+    def where(self) -> str:
+        """How errors name the item that is read."""
+        return "previous_response_id" if self.position is None else f"input[{self.position}]"
+
+    def _item(self, item: InputItem) -> None:
         kind = item.type or ("message" if item.role or not is_reference(item) else "item_reference")
         reader = _READERS.get(kind)
         if reader is None:
-            raise _unsupported(kind, where, item)
-        reader(self, item, where)
+            raise _unsupported(kind, self.where, item)
+        reader(self, item)
 
     # -- one method for each type of item
 
-    def message(self, item: InputItem, where: str) -> None:
+    def message(self, item: InputItem) -> None:
         role, content = item.role, item.content
         if role is None:
-            raise missing(f"{where}.role")
+            raise missing(f"{self.where}.role")
         if content is None:
-            raise missing(f"{where}.content")
+            raise missing(f"{self.where}.content")
         if role == "assistant":
-            return self._say(content if type(content) is str else assistant_text(content, f"{where}.content"))
+            return self._say(content if type(content) is str else assistant_text(content, f"{self.where}.content"))
         if type(content) is not str:
-            content = input_content(content, f"{where}.content")
+            content = input_content(content, f"{self.where}.content")
         self._add(ChatMessage(self.history.developer_role if role == "developer" else role, content))
 
-    def reasoning(self, item: InputItem, where: str) -> None:
+    def reasoning(self, item: InputItem) -> None:
         text = _reasoning_text(item)
         if not text or self.history.reasoning == "left_out":
             return
@@ -132,29 +140,29 @@ class _Conversation:
         )
         turn.reasoning = text if turn.reasoning is UNSET else f"{turn.reasoning}\n{text}"
 
-    def function_call(self, item: InputItem, where: str) -> None:
+    def function_call(self, item: InputItem) -> None:
         arguments = item.arguments
         if arguments is None:
-            raise missing(f"{where}.arguments")
-        self._call(item, arguments, where)
+            raise missing(f"{self.where}.arguments")
+        self._call(item, arguments)
 
-    def custom_tool_call(self, item: InputItem, where: str) -> None:
+    def custom_tool_call(self, item: InputItem) -> None:
         if item.input is None:
-            raise missing(f"{where}.input")
-        self._call(item, _encode({"input": item.input}).decode(), where)
+            raise missing(f"{self.where}.input")
+        self._call(item, _encode({"input": item.input}).decode())
 
-    def call_output(self, item: InputItem, where: str) -> None:
+    def call_output(self, item: InputItem) -> None:
         call_id = item.call_id
         if call_id is None:
-            raise missing(f"{where}.call_id")
+            raise missing(f"{self.where}.call_id")
         content = item.output
         if content is None:
-            raise missing(f"{where}.output")
+            raise missing(f"{self.where}.output")
         if self.answered.get(call_id) is not False:
-            raise self._unasked(call_id, f"{where}.call_id")
+            raise self._unasked(call_id, f"{self.where}.call_id")
         self.answered[call_id] = True
         if type(content) is not str:
-            content = input_content(content, f"{where}.output")
+            content = input_content(content, f"{self.where}.output")
         self._add(ChatMessage("tool", content, tool_call_id=call_id))
 
     # -- what they share
@@ -179,14 +187,14 @@ class _Conversation:
         turn = self._open_turn(new=spoken and not self._has_calls())
         turn.content = text if turn.content is None else f"{turn.content}{text}"
 
-    def _call(self, item: InputItem, arguments: str, where: str) -> None:
+    def _call(self, item: InputItem, arguments: str) -> None:
         call_id, name = item.call_id, item.name
         if not call_id:
-            raise missing(f"{where}.call_id")
+            raise missing(f"{self.where}.call_id")
         if not name:
-            raise missing(f"{where}.name")
+            raise missing(f"{self.where}.name")
         if call_id in self.answered:
-            raise _wrong(f"Duplicate call_id '{call_id}'.", f"{where}.call_id")
+            raise _wrong(f"Duplicate call_id '{call_id}'.", f"{self.where}.call_id")
         self.answered[call_id] = False
         turn = self.turn or self._open_turn()
         call = ToolCall(call_id, FunctionCall(name_in_chat(item.namespace, name), arguments))
@@ -213,7 +221,7 @@ class _Conversation:
                 message.reasoning = UNSET
 
 
-_READERS: dict[str, Callable[[_Conversation, InputItem, str], None]] = {
+_READERS: dict[str, Callable[[_Conversation, InputItem], None]] = {
     "message": _Conversation.message,
     "reasoning": _Conversation.reasoning,
     "function_call": _Conversation.function_call,

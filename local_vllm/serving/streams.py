@@ -63,6 +63,10 @@ def _is_one_event(piece: bytes) -> bool:
 
 
 def _data_of_events(events: bytes) -> list[bytes]:
+    if events.startswith(b"data: "):
+        simple = events[6:].split(b"\n\ndata: ")
+        if events.count(b"\n") == 2 * len(simple) - 2:
+            return simple
     found: list[bytes] = []
     for event in events.split(b"\n\n"):
         if event.startswith(b"data: ") and b"\n" not in event:
