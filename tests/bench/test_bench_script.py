@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,10 +13,10 @@ import benchmarks.__main__ as program
 import pytest
 from benchmarks import rollouts
 from benchmarks.measuring import Pace, interleaved
-from benchmarks.processes import CannotMeasure
+from benchmarks.processes import CannotMeasure, started
 from benchmarks.request_path import ratios
 from benchmarks.scenarios import BURST, WHOLE
-from benchmarks.start_up import bare_command
+from benchmarks.start_up import launch_below
 from benchmarks.table import Row, table
 from benchmarks.targets import CONVERTER, GATEWAY, PASS_THROUGH, WHOLE_PATH, converter, pass_through, stand_in_engine
 
@@ -66,12 +67,18 @@ def test_the_whole_path_answers_as_the_converter_does() -> None:
     assert f"{WHOLE_PATH}: added latency, p99" in found
 
 
-def test_the_engine_that_ng_run_is_held_against_has_its_flags_and_no_ray(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
-    words = bare_command(tmp_path, 1234)
-    for flag in ("--max-model-len 8192", "--tool-call-parser hermes", "--port 1234", "--enforce-eager"):
-        assert f" {flag} " in f"{' '.join(words)} "
-    assert "ray" not in words
+def test_an_engine_is_started_alone_as_ng_run_has_started_it(tmp_path: Path) -> None:
+    entrypoints = tmp_path / "vllm" / "entrypoints"
+    entrypoints.mkdir(parents=True)
+    (entrypoints / "server.py").write_text("import time; time.sleep(60)")
+    engine = "[sys.executable, '-m', 'vllm.entrypoints.server', '--port', '1234']"
+    guard = [sys.executable, "-c", f"import subprocess, sys; subprocess.run({engine})", "-m", "vllm", "--port", "1234"]
+    with started(guard, tmp_path / "log", OF_THE_ENGINE="yes") as it:
+        it.wait_until(lambda: any(child.cmdline()[1:2] == ["-m"] for child in it.process.children()), 20)
+        found = launch_below(it)
+    assert found.command[1:] == ["-m", "vllm.entrypoints.server", "--port", "1234"]
+    assert found.environment["OF_THE_ENGINE"] == "yes"
+    assert found.health == "http://127.0.0.1:1234/health"
 
 
 def test_a_part_that_cannot_be_measured_is_a_line_and_the_others_go_on(

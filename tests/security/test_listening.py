@@ -210,6 +210,14 @@ async def test_a_large_body_without_a_key_is_refused_with_a_401_too(run: NgRun) 
 
 
 @once
+@pytest.mark.parametrize(("kib", "status"), [(30, 404), (40, 431)])
+async def test_headers_up_to_our_own_limit_come_through_the_ingress(run: NgRun, kib: int, status: int) -> None:
+    headers = {"Authorization": f"Bearer {KEY}", "x-large": "x" * (kib << 10)}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{run.url}/nothing") as answer:
+        assert answer.status == status
+
+
+@once
 def test_the_commands_of_the_runs_owner_and_agents_over_http_have_a_key_of_their_own(run: NgRun) -> None:
     """The agent asks its environment for its tools first, over HTTP, and then the engine, which is not there."""
     env = os.environ | {"XDG_STATE_HOME": str(run.state)}
