@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from shown_commands import shown_engines
-from timed_command import timed
 
 from local_vllm.cli.run import run
 from local_vllm.cluster import machine
@@ -23,7 +20,6 @@ from local_vllm.runs import pictures
 from local_vllm.runs.dry_run import PORT, shown_site, shown_specs
 from local_vllm.runs.engine_specs import engine_specs, topologies
 
-NG_RUN = Path(sys.executable).parent / "ng_run"
 QWEN = "responses_api_models/local_vllm_model/configs/Qwen"
 INSTRUCT, THINKING = "Qwen3-30B-A3B-Instruct-2507", "Qwen3-30B-A3B-Thinking-2507"
 ONE = f"+config_paths=[{QWEN}/{INSTRUCT}.yaml]"
@@ -387,28 +383,3 @@ def test_the_launch_runs_what_a_dry_run_shows(dry: Dry, tmp_path: Path, kind: st
         of_the_run = variables.keys() & {FOLDER, "VLLM_RPC_BASE_PATH", "PROMETHEUS_MULTIPROC_DIR"}
         variables |= dict.fromkeys(of_the_run, str(launched.members))
         assert variables == serve_environment(launched, site)
-
-
-def test_a_dry_run_on_a_described_cluster_loads_no_ray_no_vllm_and_no_http_client(tmp_path: Path) -> None:
-    program = (
-        "import sys; from local_vllm.cli.run import run\n"
-        f"status = run([{ONE!r}, '+dry_run=true', '+cluster=4x8'])\n"
-        "heavy = ('ray', 'vllm', 'torch', 'aiohttp', 'huggingface_hub', 'transformers', 'numpy')\n"
-        "print(status, [name for name in heavy if name in sys.modules], file=sys.stderr)\n"
-    )
-    (tmp_path / "env.yaml").touch()
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stderr == "0 []\n"
-
-
-def test_a_dry_run_answers_in_about_a_second_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "env.yaml").touch()
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"XDG_STATE_HOME": str(tmp_path / "state"), "HF_HUB_OFFLINE": "1"}
-    done, took = timed([NG_RUN, TWO, "+dry_run=true", "+cluster=64x8"], tmp_path, env)
-
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "vllm serve" in done.stdout
-    assert took < 1.6
-    assert not (tmp_path / "state").exists()
