@@ -56,8 +56,9 @@ class HTTPApplication:
 async def _answer_http(routes: Routes, request: Request, send: Send) -> None:
     """Answers one HTTP request from `routes` (path below the root path -> method -> handler)."""
     begun, status = time.perf_counter(), CLIENT_GONE
+    route = _route(routes, request.scope)
     try:
-        answer = await _answer(routes, request)
+        answer = await _answer(routes.get(route), request)
         if isinstance(answer, Reply):
             request.stop_watching()
             await send_whole(answer, send, request.scope)
@@ -77,13 +78,13 @@ async def _answer_http(routes: Routes, request: Request, send: Send) -> None:
         request.stop_watching()
         request.close()
         if request.traffic is not None:
-            request.traffic.ended(_route(routes, request.scope), status, time.perf_counter() - begun)
+            request.traffic.ended(route, status, time.perf_counter() - begun)
 
 
-async def _answer(routes: Routes, request: Request) -> Answer:
+async def _answer(methods: Mapping[str, Handler] | None, request: Request) -> Answer:
     try:
         _check_header_size(request)
-        return await _find(routes, request)(request)
+        return await _find(methods, request.scope)(request)
     except ClientGone:
         raise
     except Exception as error:
@@ -97,18 +98,15 @@ def _check_header_size(request: Request) -> None:
         raise RequestError(message, status=431, code="request_header_fields_too_large")
 
 
-def _find(routes: Routes, request: Request) -> Handler:
-    path = path_below_root(request.scope)
-    methods = routes.get(path) or routes.get(_template(path))
+def _find(methods: Mapping[str, Handler] | None, scope: Scope) -> Handler:
+    """What answers the request's method, of those that its path takes."""
     if methods is None:
-        raise RequestError(f"Nothing is at {path}.", status=404, code="not_found")
-    method = request.scope["method"]
+        raise RequestError(f"Nothing is at {path_below_root(scope)}.", status=404, code="not_found")
+    method = scope["method"]
     handler = methods.get("GET" if method == "HEAD" else method)
     if handler is None:
-        allowed = ", ".join(methods)
-        raise RequestError(
-            f"{path} does not take {method}; use {allowed}.", status=405, code="method_not_allowed"
-        )
+        message = f"{path_below_root(scope)} does not take {method}; use {', '.join(methods)}."
+        raise RequestError(message, status=405, code="method_not_allowed")
     return handler
 
 
