@@ -67,7 +67,7 @@ def free_ports(count: int, host: str = "0.0.0.0", *, apart_from: Container[int] 
     Raises:
         ClusterError: not so many are free.
     """
-    candidates = [port for port in _our_ports() if port not in apart_from]
+    candidates = [port for ports in _our_ports() for port in ports if port not in apart_from]
     random.shuffle(candidates)
     found: list[int] = []
     for port in candidates:
@@ -86,17 +86,21 @@ def port_block(size: int) -> range:
     Raises:
         ClusterError: the kernel's own ports leave no such row.
     """
-    ours = frozenset(_our_ports())
-    starts = [port for port in ours if port + size - 1 in ours and ours.issuperset(range(port, port + size))]
+    starts = [first for ports in _our_ports() for first in ports[: len(ports) - size + 1] if len(ports) >= size]
     if not starts:
         raise ClusterError(f"{size} ports in a row were needed between 20000 and 32767; the kernel hands them out itself")
     first = random.choice(starts)
     return range(first, first + size)
 
 
-def _our_ports() -> list[int]:
+def _our_ports() -> list[range]:
+    """What the kernel's own ports, which are a row, leave of the ranges: below and above them."""
     low, high = ephemeral_ports()
-    return [port for ports in PORT_RANGES for port in ports if not low <= port <= high]
+    return [
+        part
+        for ports in PORT_RANGES
+        for part in (range(ports.start, min(ports.stop, low)), range(max(ports.start, high + 1), ports.stop))
+    ]
 
 
 def ephemeral_ports() -> tuple[int, int]:

@@ -66,11 +66,11 @@ class Started:
         return self.wait_until(lambda: answers(url), deadline_s)
 
     def end(self) -> None:
-        """Ask it to end, as Ctrl-C does; what is then left of it and below it is killed."""
+        """Ask it to end; what is then left of it and below it is killed."""
         everything = [self.process]
         with suppress(psutil.NoSuchProcess):
             everything += self.process.children(recursive=True)
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
         with suppress(psutil.TimeoutExpired):
             self.process.wait(STOP_DEADLINE_S)
         for each in everything:
