@@ -217,7 +217,7 @@ def test_importing_it_loads_neither_ray_nor_vllm_nor_torch(start: str):
     assert done.stdout.split() == []
 
 
-def test_ruff_finds_no_undefined_or_unused_name():
-    ruff = [Path(sys.executable).with_name("ruff"), "check", "--select=F,E9", "--no-cache", str(PACKAGE.parent)]
+def test_ruff_finds_nothing():
+    ruff = [Path(sys.executable).with_name("ruff"), "check", "--no-cache", str(PACKAGE.parent)]
     checked = subprocess.run(ruff, capture_output=True, text=True, timeout=60)
     assert checked.returncode == 0, checked.stdout

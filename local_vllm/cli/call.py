@@ -113,7 +113,7 @@ async def _response(url: str, fields: Mapping[str, Any], key: str | None) -> byt
             session.post(url, json=fields, headers=headers) as answer,
         ):
             content = await answer.read()
-    except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
         raise RunError(f"no answer from {url}: {error or type(error).__name__}") from error
     if answer.status != 200:
         raise RunError(f"{url} answered with status {answer.status}: {_message(content)}")

@@ -11,12 +11,12 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_type_hints, overload
+from typing import Any, Literal, NotRequired, TypeVar, get_type_hints, overload
 
 import msgspec
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from local_vllm.environments.docstrings import described
 from local_vllm.environments.failures import NOT_FOR_THE_MODEL, ToolError, logger, told

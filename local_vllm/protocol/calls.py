@@ -9,7 +9,6 @@ from msgspec import Struct
 from local_vllm.protocol.request import OpenAIFields
 from local_vllm.protocol.tools import Toolbox
 
-
 # Where an engine takes calls, below its base_url.
 CHAT, COMPLETIONS, RESPONSES = "/chat/completions", "/completions", "/responses"
 

@@ -21,8 +21,8 @@ from local_vllm.protocol.errors import ErrorFields, engine_failure, error_body, 
 from local_vllm.protocol.events import ResponseEvents
 from local_vllm.protocol.fold import Fold
 from local_vllm.protocol.keys import unpredictable_keys
-from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
 from local_vllm.protocol.limits import check_items, check_messages
+from local_vllm.protocol.logprobs import TokenTexts, texts_of_whole
 from local_vllm.protocol.messages import History, ends_in_reasoning, to_messages
 from local_vllm.protocol.native import NativeRequests
 from local_vllm.protocol.overflow import Overflow, find_overflow, limit_that_fits

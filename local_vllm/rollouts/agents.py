@@ -86,7 +86,7 @@ class Agents:
             url, with_key = self._run_url(agent)
             async with self._session.post(url, data=body, headers=with_key, timeout=self._timeout) as answer:
                 content = await answer.read()
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return _failed(error, self._url_of(agent), self._deadline_s)
         if answer.status != 200:
             return _refused(answer, content)
@@ -106,7 +106,7 @@ class Agents:
         try:
             async with self._session.get(url, timeout=limit) as answer:
                 content = await answer.read()
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             return _failed(error, url, HEALTH_DEADLINE_S)
         return None if answer.status == 200 else _refused(answer, content)
 
@@ -127,7 +127,7 @@ class Agents:
         try:
             async with self._session.get(url, headers=headers, timeout=limit) as answer:
                 return answer.status
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+        except (TimeoutError, aiohttp.ClientError, OSError):
             return None
 
     def _run_url(self, agent: str) -> tuple[URL, dict[str, str]]:

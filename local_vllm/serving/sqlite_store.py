@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from local_vllm.errors import ConfigError, Problem
 from local_vllm.protocol.stored import Stored
-from local_vllm.serving.replies import logger
 from local_vllm.serving.memory_store import ENTRY_BYTES, chain_of
+from local_vllm.serving.replies import logger
 
 T = TypeVar("T")
 

@@ -51,7 +51,7 @@ async def ask(http: aiohttp.ClientSession, url: str, session: str, body: dict | 
         async with http.post(url, json=body or ASK, headers={"x-session-id": session}) as answer:
             await answer.read()
             status, when = answer.status, answer.headers.get("retry-after")
-    except (aiohttp.ClientError, OSError, asyncio.TimeoutError):
+    except (TimeoutError, aiohttp.ClientError, OSError):
         status, when = 0, None
     return Outcome(session, status, begun, time.monotonic() - begun, when)
 
