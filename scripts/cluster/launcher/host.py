@@ -141,9 +141,8 @@ def environment(folder: Path, message: Mapping[str, object], address: str) -> di
     """The environment of Ray, and of `ng_run`, on this host: the same settings as in a private cluster."""
     env = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     env |= dict(message["environment"])
-    ports = machine.free_ports(serve_settings.PORTS_NEEDED)
     env |= serve_settings.ray_environment(write_token(folder, str(message["token"])))
-    env |= serve_settings.serve_environment(folder, ports, machine.cpu_count(), machine.open_files())
+    env |= serve_settings.serve_environment_here(folder)
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     # vLLM's workers on this host take it from here; their own guess follows the way to the internet.
     env["VLLM_HOST_IP"] = address
