@@ -1,7 +1,7 @@
 """Measures what local_vllm adds to a request, and prints one table: what, its mark, what was measured, met or missed.
 
     scripts/bench                                  everything that needs no real engine; some minutes
-    scripts/bench --engine                         real engines on the CPU as well; a quarter of an hour more
+    scripts/bench --engine                         real engines on the CPU as well; some twenty minutes more
     scripts/bench --only converter --rounds 1      one part, quickly
     scripts/bench --only start-up,share,direct     the parts with real engines alone
     scripts/bench --save                           adds the results as one line to scripts/bench-results.jsonl

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,9 +24,8 @@ class Recorder:
 
 
 @pytest.fixture(autouse=True)
-def nothing_mounted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mounted, "here", None)
-    return
 
 
 def http(path: str, **more: object) -> dict[str, Any]:
@@ -95,8 +93,9 @@ async def test_a_request_has_the_id_that_its_client_gave_it_or_one_of_its_own():
 async def test_other_kinds_of_connections_go_to_serve():
     application, serve = Recorder(), Recorder()
     await started(application, "/")
-    await Shortcut(serve)({"type": "websocket", "path": "/x"}, None, None)
-    assert not application.scopes and len(serve.scopes) == 1
+    for scope in ({"type": "websocket", "path": "/x"}, {"type": "lifespan"}):
+        await Shortcut(serve)(scope, None, None)
+    assert not application.scopes and len(serve.scopes) == 2
 
 
 async def test_without_an_application_all_go_to_serve():
