@@ -97,9 +97,9 @@ class _Conversation:
 
     def read(self, earlier: Sequence[InputItem], given: list[InputItem]) -> list[ChatMessage]:
         for item in earlier:
-            self._item(item)
+            (_READERS.get(item.type) or _reader_of_untyped)(self, item)
         for self.position, item in enumerate(given):
-            self._item(item)
+            (_READERS.get(item.type) or _reader_of_untyped)(self, item)
         self._check_all_answered()
         if self.history.reasoning == "text":
             self._move_reasoning_into_text()
@@ -109,13 +109,6 @@ class _Conversation:
     def where(self) -> str:
         """How errors name the item that is read."""
         return "previous_response_id" if self.position is None else f"input[{self.position}]"
-
-    def _item(self, item: InputItem) -> None:
-        kind = item.type or ("message" if item.role or not is_reference(item) else "item_reference")
-        reader = _READERS.get(kind)
-        if reader is None:
-            raise _unsupported(kind, self.where, item)
-        reader(self, item)
 
     # -- one method for each type of item
 
@@ -129,7 +122,8 @@ class _Conversation:
             return self._say(content if type(content) is str else assistant_text(content, f"{self.where}.content"))
         if type(content) is not str:
             content = input_content(content, f"{self.where}.content")
-        self._add(ChatMessage(self.history.developer_role if role == "developer" else role, content))
+        self.messages.append(ChatMessage(self.history.developer_role if role == "developer" else role, content))
+        self.turn = None
 
     def reasoning(self, item: InputItem) -> None:
         text = _reasoning_text(item)
@@ -163,13 +157,10 @@ class _Conversation:
         self.answered[call_id] = True
         if type(content) is not str:
             content = input_content(content, f"{self.where}.output")
-        self._add(ChatMessage("tool", content, tool_call_id=call_id))
+        self.messages.append(ChatMessage("tool", content, tool_call_id=call_id))
+        self.turn = None
 
     # -- what they share
-
-    def _add(self, message: ChatMessage) -> None:
-        self.messages.append(message)
-        self.turn = None
 
     def _open_turn(self, *, new: bool = False) -> ChatMessage:
         turn = self.turn
@@ -196,9 +187,14 @@ class _Conversation:
         if call_id in self.answered:
             raise _wrong(f"Duplicate call_id '{call_id}'.", f"{self.where}.call_id")
         self.answered[call_id] = False
-        turn = self.turn or self._open_turn()
-        call = ToolCall(call_id, FunctionCall(name_in_chat(item.namespace, name), arguments))
-        if turn.tool_calls is UNSET:
+        if item.namespace is not None:
+            name = name_in_chat(item.namespace, name)
+        call = ToolCall(call_id, FunctionCall(name, arguments))
+        turn = self.turn
+        if turn is None:
+            self.turn = turn = ChatMessage("assistant", tool_calls=[call])
+            self.messages.append(turn)
+        elif turn.tool_calls is UNSET:
             turn.tool_calls = [call]
         else:
             turn.tool_calls.append(call)
@@ -221,7 +217,15 @@ class _Conversation:
                 message.reasoning = UNSET
 
 
-_READERS: dict[str, Callable[[_Conversation, InputItem], None]] = {
+def _reader_of_untyped(conversation: _Conversation, item: InputItem) -> None:
+    """OpenAI's clients may leave the type of a message out; any other item has one of ours."""
+    kind = item.type or ("item_reference" if is_reference(item) else "message")
+    if kind not in _READERS:
+        raise _unsupported(kind, conversation.where, item)
+    conversation.message(item)
+
+
+_READERS: dict[str | None, Callable[[_Conversation, InputItem], None]] = {
     "message": _Conversation.message,
     "reasoning": _Conversation.reasoning,
     "function_call": _Conversation.function_call,

@@ -32,6 +32,9 @@ class Supplied(Struct, frozen=True):
 
 NOTHING = Supplied()
 
+REFERENCE = "item_reference"
+_REFERENCES = (None, REFERENCE)
+
 _decode_item = msgspec.json.Decoder(InputItem).decode
 _decode_paths = msgspec.json.Decoder(list[str]).decode
 _AUDIO = ("audio_data", "audio_path", "audio_paths")
@@ -48,11 +51,11 @@ def wanted(request: OpenAIFields) -> Wanted | None:
 
 def is_reference(item: InputItem) -> bool:
     """OpenAI's clients may leave the type of a reference out."""
-    return item.type == "item_reference" or (item.type is None and item.role is None and item.id is not None)
+    return item.type == REFERENCE or (item.type is None and item.role is None and item.id is not None)
 
 
 def referred_ids(items: list[InputItem]) -> tuple[str, ...]:
-    return tuple([item.id for item in items if item.id is not None and is_reference(item)])
+    return tuple([item.id for item in items if item.type in _REFERENCES and item.id is not None and is_reference(item)])
 
 
 def audio_paths(metadata: Mapping[str, Any]) -> tuple[str, ...]:

@@ -51,13 +51,18 @@ def check(request: OpenAIFields, *, stores_responses: bool = True) -> None:
         raise RequestError(
             "Background responses are not supported.", param="background", code="unsupported_value"
         )
+    if request.conversation is not UNSET or request.prompt is not UNSET:
+        _refuse(request)
+    if request.metadata:
+        _check_metadata(request.metadata)
+        audio_paths(request.metadata)
+
+
+def _refuse(request: OpenAIFields) -> None:
     for name, reason in _REFUSED.items():
         value = getattr(request, name)
         if value is not None and value is not UNSET and not _is_null(value):
             raise RequestError(reason, param=name, code="unsupported_parameter")
-    if request.metadata:
-        _check_metadata(request.metadata)
-        audio_paths(request.metadata)
 
 
 def _is_null(value: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from itertools import chain
 from typing import Any
 
 from local_vllm.errors import LocalVLLMError, RequestError
@@ -92,7 +93,7 @@ async def _answer(methods: Mapping[str, Handler] | None, request: Request) -> An
 
 
 def _check_header_size(request: Request) -> None:
-    size = sum([len(name) + len(value) for name, value in request.scope["headers"]])
+    size = sum(map(len, chain.from_iterable(request.scope["headers"])))
     if size > request.limits.max_header_bytes:
         message = f"The headers are larger than {request.limits.max_header_bytes} bytes."
         raise RequestError(message, status=431, code="request_header_fields_too_large")

@@ -107,23 +107,19 @@ class Calls:
 
     def __init__(self, *, are_watched: bool = False) -> None:
         self.are_watched = are_watched
-        self._open: dict[Endpoint, set[Call]] = {}
+        self._open: set[Call] = set()
 
     def begin(self, endpoint: Endpoint) -> Call:
         call = Call(self, endpoint)
-        self._open.setdefault(endpoint, set()).add(call)
+        self._open.add(call)
         return call
 
     def forget(self, call: Call) -> None:
-        calls = self._open.get(call.endpoint)
-        if calls is not None:
-            calls.discard(call)
-            if not calls:
-                del self._open[call.endpoint]
+        self._open.discard(call)
 
     def end(self, endpoint: Endpoint, error: LocalVLLMError) -> None:
         """The engine there is dead."""
-        for call in tuple(self._open.get(endpoint, ())):
+        for call in [call for call in self._open if call.endpoint == endpoint]:
             call.end(error)
 
 

@@ -21,14 +21,16 @@ class MemoryStore:
         self._kept: OrderedDict[str, Stored] = OrderedDict()
 
     def put(self, stored: Stored) -> None:
-        if _cost(stored) > self._max_bytes:
+        cost = _cost(stored)
+        if cost > self._max_bytes:
             logger.warning("A response of %d bytes is larger than the response store.", stored.size)
             return
         self._remove(stored.id)
         self._kept[stored.id] = stored
-        self._bytes += _cost(stored)
+        self._bytes += cost
         while self._bytes > self._max_bytes:
-            self._remove(next(iter(self._kept)))
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= _cost(oldest)
 
     async def chain(self, response_id: str) -> list[Stored]:
         return chain_of(response_id, self._use)

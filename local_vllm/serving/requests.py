@@ -6,7 +6,7 @@ Nothing here knows of Ray: it runs under uvicorn as well.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,7 +97,10 @@ class Request:
         self._task = asyncio.current_task(loop)
         self._timer = loop.call_later(min(WATCH_AFTER_S, self.limits.body_timeout_s), self._look)
         try:
-            body = await self._whole_body()
+            body, more = self._piece(await self._receive())
+            # Nearly all bodies come as one piece.
+            if more:
+                body = await self._whole(body)
         except asyncio.CancelledError:
             if not self._is_late or self._task.uncancel() > 0:  # type: ignore[union-attr]
                 raise
@@ -121,26 +124,23 @@ class Request:
         self._is_late = True
         self._task.cancel()  # type: ignore[union-attr]
 
-    async def _whole_body(self) -> bytes:
-        """Nearly all bodies come as one piece."""
-        body, more = await self._next_piece()
-        if not more:
-            return body
-        pieces = bytearray(body)
+    async def _whole(self, begun: bytes) -> bytes:
+        """The body that begins so, to its end."""
+        pieces, more = bytearray(begun), True
         while more:
-            piece, more = await self._next_piece()
+            piece, more = self._piece(await self._receive())
             pieces += piece
             self.limits.check_size(len(pieces))
         return bytes(pieces)
 
-    async def _next_piece(self) -> tuple[bytes, bool]:
-        """A piece of the body, and whether there are more."""
-        message = await self._receive()
+    def _piece(self, message: Mapping[str, Any]) -> tuple[bytes, bool]:
+        """The piece of the body that a message brings, and whether there are more."""
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
-        self.hold(len(piece))
-        self.limits.check_size(len(piece))
+        size = len(piece)
+        self.hold(size)
+        self.limits.check_size(size)
         return piece, message.get("more_body", False)
 
     def hold(self, size: int) -> None:

@@ -10,6 +10,7 @@ import sys
 
 import uvicorn
 
+from benchmarks.targets import STORE_MIB
 from local_vllm.config.schema import VLLMModelSettings
 from local_vllm.serving.replica import Replica, settle_memory
 from local_vllm.serving.vllm_model import VLLMModel
@@ -18,7 +19,8 @@ from local_vllm.serving.vllm_model import VLLMModel
 def main() -> None:
     port, engine_url, training = int(sys.argv[1]), sys.argv[2], "training" in sys.argv[3:]
     of_training = {"return_token_id_information": True, "response_store": "none"} if training else {}
-    settings = VLLMModelSettings(base_url=f"{engine_url}/v1", model="stand-in", **of_training)
+    kept = of_training or {"response_store_max_mib": STORE_MIB}
+    settings = VLLMModelSettings(base_url=f"{engine_url}/v1", model="stand-in", **kept)
     application = VLLMModel("policy_model", settings, Replica(secrets.token_bytes(32)))
     settle_memory()
     uvicorn.run(

@@ -15,11 +15,13 @@ from local_vllm.cluster.machine import free_ports
 
 PASS_THROUGH, CONVERTER, WHOLE_PATH, GATEWAY, ENGINE = "pass-through", "converter", "whole path", "gateway", "engine"
 PLAIN, TRAINING = "policy_model", "training_model"
+# A store of responses that is full is what a server has in the long run; a small one is full soon.
+STORE_MIB = 32
 # Servers of configs/vllm_model.yaml and vllm_model_for_training.yaml, with the settings of these that concern speed.
 CONFIG = """\
 policy_model:
   responses_api_models:
-    vllm_model: {{base_url: "{engine}/v1", model: stand-in}}
+    vllm_model: {{base_url: "{engine}/v1", model: stand-in, response_store_max_mib: {store_mib}}}
 training_model:
   responses_api_models:
     vllm_model:
@@ -88,7 +90,7 @@ def whole_path(folder: Path, engine: Target, idle_s: float) -> Iterator[list[Tar
     (port,) = free_ports(1)
     home = folder / "ng_run"
     home.mkdir()
-    (home / "models.yaml").write_text(CONFIG.format(engine=base_url(engine)))
+    (home / "models.yaml").write_text(CONFIG.format(engine=base_url(engine), store_mib=STORE_MIB))
     url = f"http://127.0.0.1:{port}"
     with ng_run(home, "+config_paths=[models.yaml]", f"++http_port={port}") as (it, _):
         addresses = [f"{url}/{name}/v1/responses" for name in (PLAIN, TRAINING)]
