@@ -124,8 +124,8 @@ class ResponseEvents:
                     self._texts.add(choice.logprobs.content)
 
     def _written(self, steps: list[Step]) -> bytes:
-        if len(steps) == 1:
-            return self._write_step(steps[0])
+        if len(steps) == 1 and type(step := steps[0]) is Grew:  # what nearly all deltas are
+            return self._items[step.index].grew(step)
         return b"".join([self._write_step(step) for step in steps])
 
     def _write_step(self, step: Step) -> bytes:

@@ -108,8 +108,9 @@ class Fold:
             self._speak(delta.content, steps)
         if delta.refusal:
             self._say(GrowingRefusal, delta.refusal, steps)
-        for position, call in enumerate(delta.tool_calls or ()):
-            self._call(call, position if call.index is None else call.index, steps)
+        if delta.tool_calls:
+            for position, call in enumerate(delta.tool_calls):
+                self._call(call, position if call.index is None else call.index, steps)
         return steps
 
     def finish(self, *, cut_off: bool) -> list[Step]:

@@ -59,7 +59,7 @@ class EventReader:
 
 def _is_one_event(piece: bytes) -> bool:
     """What nearly every read of an engine's stream is."""
-    return piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.count(b"\n") == 2
+    return piece.startswith(b"data: ") and piece.endswith(b"\n\n") and piece.find(b"\n") == len(piece) - 2
 
 
 def _data_of_events(events: bytes) -> list[bytes]:
@@ -153,9 +153,10 @@ class ResponseStream:
 
     def _add(self, payloads: list[bytes], written: list[bytes]) -> None:
         """What was written stays written when one of the engine's events is an error."""
+        events = self._events
         for payload in payloads:
-            written.append(self._events.add(payload))
-            if self._events.is_over:
+            written.append(events.add(payload))
+            if events.is_over:
                 return
 
     async def _end(self) -> bytes:
