@@ -76,6 +76,8 @@ def serve_environment(
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
         # A machine that is busy with an engine's start may need more than three attempts at a replica.
         "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "20",
+        # Ten rounds in a second otherwise, which cost an engine that starts beside them on few cores two seconds.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # Three failed checks and a start: how long nobody listens when HAProxy, or what starts it, has been killed.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # Stopping replicas would otherwise sleep for half a minute.
