@@ -84,7 +84,13 @@ class ResponseEvents:
         if payload == _DONE:
             self.is_over = True
             return b""
-        chunk = self._read(payload)
+        try:
+            chunk = self._decode(payload)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
+            message = f"The engine's stream holds what is no chat completion: {problem}"
+            raise UpstreamError(message, code="bad_gateway") from problem
+        if chunk.error is not UNSET:
+            raise UpstreamError(read_engine_error(payload).message)
         events = b"" if self._has_begun else self._begin(chunk)
         if chunk.usage is not None:
             self._usage = chunk.usage
@@ -97,16 +103,6 @@ class ResponseEvents:
             self._finish_reason = choice.finish_reason
         steps = self._fold.add(choice.delta)
         return events + self._written(steps) if steps else events
-
-    def _read(self, payload: bytes) -> Any:
-        try:
-            chunk = self._decode(payload)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as problem:
-            message = f"The engine's stream holds what is no chat completion: {problem}"
-            raise UpstreamError(message, code="bad_gateway") from problem
-        if chunk.error is not UNSET:
-            raise UpstreamError(read_engine_error(payload).message)
-        return chunk
 
     def _begin(self, chunk: ChatChunk) -> bytes:
         self._has_begun = True

@@ -139,9 +139,12 @@ class Fold:
 
     def _say_segments(self, segments: list[Segment], steps: list[Step]) -> None:
         for is_reasoning, text in segments:
-            if not is_reasoning and type(self._open) is GrowingReasoning:
-                self._is_sealed = True  # another block is another item
-            self._say(GrowingReasoning if is_reasoning else GrowingMessage, text, steps)
+            if is_reasoning:
+                self._say(GrowingReasoning, text, steps)
+            else:
+                if type(self._open) is GrowingReasoning:
+                    self._is_sealed = True  # another block is another item
+                self._say(GrowingMessage, text, steps)
 
     def _say(self, kind: type[Growing], text: str, steps: list[Step]) -> None:
         if not text:

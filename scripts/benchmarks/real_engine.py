@@ -31,6 +31,8 @@ DEADLINE_S = 420.0
 DIRECT_SETTING = "direct_responses"
 # A request takes about a second: for so many times longer than others is it measured.
 LONGER = 5
+# Latencies are compared to fractions of a millisecond: targets take turns so many times as often.
+FINER = 8
 # The default model's own words for an answer of 200 tokens.
 ANSWERED = {"input": "REPEAT:200", "max_output_tokens": 256, **SAMPLING}
 SCENARIOS = (
@@ -51,11 +53,12 @@ def rows(parts: Collection[str], pace: Pace, folder: Path) -> Iterator[Row]:
         if not with_direct or "direct" not in parts:
             del targets[DIRECT]
         longer = replace(pace, seconds=LONGER * pace.seconds)
+        finer = replace(longer, rounds=FINER * longer.rounds, seconds=longer.seconds / FINER)
         for scenario in (*SCENARIOS, ONE_WORD):
             if scenario is ONE_WORD and DIRECT not in targets:
                 continue
             many = interleaved([*targets.values()], scenario, longer, connections=AT_ONCE)
-            one = interleaved([*targets.values()], scenario, longer, connections=1)
+            one = interleaved([*targets.values()], scenario, finer, connections=1)
             if "share" in parts and scenario is not ONE_WORD:
                 yield from share(scenario, many, one)
             if DIRECT in targets:
