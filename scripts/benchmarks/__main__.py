@@ -9,6 +9,8 @@
 Parts, for --only:
   whole-path   CPU per request through HAProxy, Serve's replica and model server, over that of a bare pass-through
   converter    the same for converter and engine client alone, on a bare uvicorn
+  layers       a one-shot request to the converter's server as far as a constant answer, the engine client, a conversion,
+               and five of them: what one adds to the one before is its price
   streaming    CPU per delta event of a stream, over forwarding its bytes
   latency      what the whole path adds to the engine's own answer, one request at a time
   rollouts     CPU per rollout of one turn through simple_agent          (alone: scripts/bench-rollouts)
@@ -37,7 +39,7 @@ from benchmarks.measuring import Pace
 from benchmarks.processes import CannotMeasure
 from benchmarks.table import Row, table
 
-WITHOUT_ENGINE = ("whole-path", "converter", "streaming", "latency", "rollouts", "planner")
+WITHOUT_ENGINE = ("whole-path", "converter", "layers", "streaming", "latency", "rollouts", "planner")
 WITH_ENGINE = ("start-up", "share", "direct")
 
 

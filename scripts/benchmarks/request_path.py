@@ -15,10 +15,12 @@ from benchmarks.targets import (
     CONVERTER,
     ENGINE,
     GATEWAY,
+    LAYERS,
     PASS_THROUGH,
     WHOLE_PATH,
     Target,
     converter,
+    layers,
     pass_through,
     stand_in_engine,
     whole_path,
@@ -40,7 +42,7 @@ MARKS: Mapping[tuple[str, str], float] = MappingProxyType({
 })
 ADDED_P50_MS, ADDED_P99_MS = 1.0, 3.0
 IDLE_S = 4.0
-PARTS = ("whole-path", "converter", "streaming", "latency")
+PARTS = ("whole-path", "converter", "layers", "streaming", "latency")
 
 
 def rows(parts: Collection[str], pace: Pace, folder: Path) -> Iterator[Row]:
@@ -52,6 +54,9 @@ def rows(parts: Collection[str], pace: Pace, folder: Path) -> Iterator[Row]:
             beside = [GATEWAY] if WHOLE_PATH in asked and scenario is SHORT else []
             targets = [running[name] for name in (PASS_THROUGH, *asked, *beside)]
             yield from ratios(scenario, interleaved(targets, scenario, pace))
+        if "layers" in parts:
+            targets = [running[name] for name in (PASS_THROUGH, *LAYERS, CONVERTER)]
+            yield from ratios(SHORT, interleaved(targets, SHORT, pace))
         for scenario in STREAMS if "streaming" in parts else ():
             targets = [running[name] for name in (PASS_THROUGH, CONVERTER, WHOLE_PATH)]
             yield from ratios(scenario, interleaved(targets, scenario, pace))
@@ -64,8 +69,10 @@ def _start(stack: ExitStack, folder: Path, parts: Collection[str], idle_s: float
     """What the parts need, by name."""
     engine = stack.enter_context(stand_in_engine(folder))
     targets = [engine, stack.enter_context(pass_through(folder, engine))]
-    if {"converter", "streaming"} & {*parts}:
+    if {"converter", "layers", "streaming"} & {*parts}:
         targets.append(stack.enter_context(converter(folder, engine)))
+    if "layers" in parts:
+        targets += stack.enter_context(layers(folder, engine))
     if {"whole-path", "streaming", "latency"} & {*parts}:
         targets += stack.enter_context(whole_path(folder, engine, idle_s))
     return {target.name: target for target in targets}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.accounting import idle_rates
 from benchmarks.processes import module, ng_run
@@ -27,6 +28,13 @@ training_model:
     vllm_model:
       {{base_url: "{engine}/v1", model: stand-in, return_token_id_information: true, response_store: none}}
 """
+
+
+# What layer_server.py answers with, by the API that it is asked in: the last one converts so many times over.
+LAYERS: Mapping[str, Api] = MappingProxyType({
+    "constant": "responses", "client": "chat", "conversion": "responses", "conversions": "responses"
+})
+CONVERSIONS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,19 @@ def converter(folder: Path, engine: Target) -> Iterator[Target]:
             for port, more in zip(ports, ((), ("training",)), strict=True)
         ]
         yield Target(CONVERTER, "responses", *urls, tuple(pids))
+
+
+@contextmanager
+def layers(folder: Path, engine: Target) -> Iterator[list[Target]]:
+    """The converter's server as far as each of its layers."""
+    with ExitStack() as stack:
+        found = []
+        for name, api in LAYERS.items():
+            (port,) = free_ports(1)
+            it = stack.enter_context(module("layer_server", folder, port, base_url(engine), name))
+            url = f"http://127.0.0.1:{port}/"
+            found.append(Target(name, api, url, url, (it.pid,)))
+        yield found
 
 
 @contextmanager

@@ -15,13 +15,23 @@ from benchmarks import rollouts
 from benchmarks.measuring import Pace, interleaved
 from benchmarks.processes import CannotMeasure, started
 from benchmarks.request_path import ratios
-from benchmarks.scenarios import BURST, WHOLE
+from benchmarks.scenarios import BURST, SHORT, WHOLE
 from benchmarks.start_up import launch_below
 from benchmarks.table import Row, table
-from benchmarks.targets import CONVERTER, GATEWAY, PASS_THROUGH, WHOLE_PATH, converter, pass_through, stand_in_engine
+from benchmarks.targets import (
+    CONVERTER,
+    GATEWAY,
+    LAYERS,
+    PASS_THROUGH,
+    WHOLE_PATH,
+    converter,
+    pass_through,
+    stand_in_engine,
+)
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["whole-path", "converter", "streaming", "latency", "rollouts", "planner", "start-up", "share", "direct"]
+PARTS = ["whole-path", "converter", "layers", "streaming", "latency", "rollouts", "planner"]
+PARTS += ["start-up", "share", "direct"]
 PLANNER = ["planner: fresh", "planner: worn", "planner: refused"]
 
 
@@ -40,8 +50,9 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_the_table_has_a_line_for_everything_that_is_asked_for() -> None:
-    found = lines(bench("--only=converter,planner", "--rounds=1", "--seconds=0.1"))
+    found = lines(bench("--only=converter,layers,planner", "--rounds=1", "--seconds=0.1"))
     measured = [f"{name}: {scenario.title}" for scenario in WHOLE for name in (PASS_THROUGH, CONVERTER)]
+    measured += [f"{name}: {SHORT.title}" for name in (PASS_THROUGH, *LAYERS, CONVERTER)]
     assert found == [*measured, *PLANNER]
 
 

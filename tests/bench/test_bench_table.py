@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks import results
 from benchmarks.measuring import Figures, Pace, failed, medians
-from benchmarks.real_engine import CHAT, DIRECT, SCENARIOS, direct, share
+from benchmarks.real_engine import CHAT, DIRECT, ONE_WORD, SCENARIOS, direct, share
 from benchmarks.request_path import added, ratios
 from benchmarks.results import circumstances, save
 from benchmarks.scenarios import SHORT, STREAM
@@ -93,9 +93,15 @@ def test_the_direct_way_is_held_against_the_api_servers_own_work() -> None:
         CHAT: figures(90.0, cpu_ms_by_role={"API server": 10.0, "engine": 80.0}),
     }
     one = {DIRECT: figures(p50_ms=10.25), CHAT: figures(p50_ms=10.0)}
-    cpu, latency = direct(SCENARIOS[0], many, one)
+    cpu, latency = direct(ONE_WORD, many, one)
     assert (cpu.measured, cpu.verdict) == (pytest.approx(1.1), "met")
     assert (latency.measured, latency.verdict) == (0.25, "met")
+
+
+def test_latencies_of_long_answers_have_no_mark_for_a_fraction_of_a_millisecond() -> None:
+    one = {DIRECT: figures(p50_ms=503.0), CHAT: figures(p50_ms=500.0)}
+    _, latency = direct(SCENARIOS[0], one, one)
+    assert (latency.measured, latency.mark, latency.verdict) == (3.0, None, "")
 
 
 def test_a_saved_run_is_one_line_with_its_circumstances(tmp_path: Path) -> None:
