@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import psutil
 import pytest
 from engine_answers import SERVER
 from joined_ray import JoinedRay
-from ng_run_process import KEY, NgRun, command_line, running
+from ng_run_process import KEY, NgRun, command_line, running, until
 from shown_commands import shown_engines
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -74,6 +76,16 @@ def test_a_dry_run_takes_nothing_of_the_cluster_that_it_reads(cluster: JoinedRay
     assert "A0 A0 .  ." in foreseen
     assert cluster.gpus_free() == 4
     assert cluster.named_actors() == "[]"
+
+
+def test_requests_take_the_short_way_past_serve_whose_own_ids_are_uuids(run: NgRun) -> None:
+    """Until HAProxy has seen a replica answer, Serve's fallback hands requests on, and gives them ids of its own."""
+
+    def id_is_ours() -> bool:
+        with urlopen(f"{run.url}/health", timeout=10) as answer:
+            return re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"] or "") is not None
+
+    assert until(id_is_ours, 20)
 
 
 def test_the_launched_process_has_the_command_line_and_the_variables_that_the_dry_run_showed(
