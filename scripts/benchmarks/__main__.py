@@ -22,8 +22,9 @@ Parts, for --only:
 CPU time is user and system time of all processes of the request path, per request, with 32 requests at once (8 on a
 real engine). What Ray uses while idle is taken off. The engine is a stand-in that answers at once from bytes made
 before, the pass-through an aiohttp server and client under uvloop. Targets are warmed up until their stores of responses
-are full, then measured in turn, round by round, and medians are given; compare ratios, not times, between machines. Answers are checked, and a line with a wrong one says
-FAILED. Let nothing else run meanwhile. The exit status is 1 if something failed; to miss a mark is no failure.
+are full, then measured in turn, round by round, and medians are given; compare ratios, not times, between machines.
+Answers are checked, and a line with a wrong one says FAILED. Let nothing else run meanwhile. The exit status is 1 if
+something failed; to miss a mark is no failure.
 """
 
 from __future__ import annotations
