@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from local_vllm.errors import ClusterError, ConfigError, RunError
 from local_vllm.runs.ingress import http_host_problems
 from local_vllm.runs.preflight import check_port
 
+# Serve's controller looks twice a second: an application that was deleted is seen to be on its way out so soon.
+SEEN_WITHIN_S = 10.0
+LOOK_AGAIN_S = 0.1
 # How Ray's documentation names Serve's controller and its namespace.
 _CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
 
 
 def refuse_taken_names(names: Sequence[str]) -> None:
     """Raise RunError when somebody's application on a shared Serve has one of our names."""
-    taken = sorted(set(names) & running_applications()) if is_serve_running() else []
+    taken = sorted(set(names) & applications()) if is_serve_running() else []
     if taken:
         raise RunError(f"{', '.join(taken)}: served on this cluster already, by no run of ours; rename the servers here")
 
@@ -73,12 +77,20 @@ def _prepare_head(folder: Path, host: str, port: int) -> dict[str, str]:
 
 
 def remove_applications(names: Sequence[str], *, shut_down: bool) -> None:
-    """Take our applications away; with `shut_down`, Serve itself too when nobody else uses it."""
-    known = running_applications()
+    """Take our applications away; with `shut_down`, Serve itself too when nobody else uses it.
+
+    Then they are on their way out when this returns, so that the next run to leave knows whether it is the last.
+    """
+    known = applications()
     for name in names:
         if name in known:
             serve.delete(name, _blocking=False)
-    if shut_down and not known - set(names):
+    if not shut_down:
+        return
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while (staying := _that_stay()) & set(names) and time.monotonic() < deadline:
+        time.sleep(LOOK_AGAIN_S)
+    if not staying - set(names):
         serve.shutdown()
         head = head_node()
         head.run(shutil.rmtree, _serve_folder(head), True)
@@ -89,6 +101,12 @@ def is_serve_running() -> bool:
     return any(actor == _CONTROLLER for actor in ray.util.list_named_actors(all_namespaces=True))
 
 
-def running_applications() -> set[str]:
-    """The names of everybody's applications on this cluster."""
+def applications() -> set[str]:
+    """The names of everybody's applications on this cluster, of those too that are being taken away."""
     return set(serve.status().applications)
+
+
+def _that_stay() -> set[str]:
+    """The same without the latter."""
+    known = serve.status().applications
+    return {name for name, application in known.items() if application.status != "DELETING"}

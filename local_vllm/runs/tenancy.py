@@ -166,7 +166,7 @@ class FellowTenant:
 
     def _serve_share(self) -> ServeShare:
         # Serve takes seconds to import, in which engines can start.
-        from local_vllm.runs.serve_start import is_serve_running, running_applications
+        from local_vllm.runs.serve_start import applications, is_serve_running
         from local_vllm.serving.deploy import GATEWAY
 
         if not is_serve_running():
@@ -175,7 +175,7 @@ class FellowTenant:
         return ServeShare(
             url=others[0].serve_url if others else None,
             is_ours=any(run.serve_is_ours for run in others),
-            has_root=GATEWAY not in running_applications(),
+            has_root=GATEWAY not in applications(),
         )
 
     def keep(self, record: RunRecord) -> None:
